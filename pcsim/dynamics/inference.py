@@ -1,0 +1,76 @@
+"""Relaxation: how the free nodes descend the energy (SPEC §2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import attrs
+from torch import Tensor
+
+from pcsim.dynamics.precision import Constant, PrecisionSchedule
+from pcsim.errors import SettingError
+
+
+@attrs.frozen
+class Relaxation:
+    """Gradient descent on the energy, all free nodes together from the same state.
+
+    v ← v + rate · step, with g = −∂F_t/∂v, p ← g + momentum · p, and step = p, or g + momentum · p with Nesterov (as
+    ``torch.optim.SGD``); p starts at zero for every batch.
+
+    Args:
+        steps: T, at least 0.
+        rate: > 0.
+        precision: the schedule that multiplies every node's own precision.
+        momentum: 0 ≤ momentum < 1.
+        nesterov: look ahead along the momentum; needs momentum.
+        tolerance: stop once the largest update of any unit falls under it (and every node has been reached); None
+            runs all steps.
+        start: values at the start where no feed-forward pass gives them (cycles, free roots without a prior): "zeros",
+            or "previous" for those of the last run on a batch of that size, zeros if there was none.
+
+    Raises:
+        SettingError: a value outside its range.
+    """
+
+    steps: int = attrs.field(default=20)
+    rate: float = attrs.field(default=0.5)
+    precision: PrecisionSchedule = attrs.field(factory=Constant, kw_only=True)
+    momentum: float = attrs.field(default=0.0, kw_only=True)
+    nesterov: bool = attrs.field(default=False, kw_only=True)
+    tolerance: float | None = attrs.field(default=None, kw_only=True)
+    start: Literal["zeros", "previous"] = attrs.field(default="zeros", kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
+            raise SettingError(f"Relaxation.steps: given {self.steps!r}, expected a whole number of at least 0")
+        if not 0 < self.rate < float("inf"):
+            raise SettingError(
+                f"Relaxation.rate: given {self.rate}, expected a positive number (about 0.05 to 0.8); a negative rate "
+                "would climb the energy"
+            )
+        if not isinstance(self.precision, PrecisionSchedule):
+            raise SettingError(
+                f"Relaxation.precision: given {self.precision!r}, expected a schedule such as Constant(), Spiking() or "
+                "Decaying()"
+            )
+        if not 0 <= self.momentum < 1:
+            raise SettingError(f"Relaxation.momentum: given {self.momentum}, expected 0 <= momentum < 1")
+        if self.nesterov and self.momentum == 0:
+            raise SettingError("Relaxation.nesterov: needs a momentum above 0; set one, or leave nesterov off")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise SettingError(f"Relaxation.tolerance: given {self.tolerance}, expected a positive number or None")
+        if self.start not in ("zeros", "previous"):
+            raise SettingError(f"Relaxation.start: given {self.start!r}, expected 'zeros' or 'previous'")
+
+    def displacement(self, descent: Tensor, velocity: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """How far a value moves, and its new momentum.
+
+        Args:
+            descent: −∂F_t/∂v, (batch, *shape).
+            velocity: momentum p so far, (batch, *shape); None for zero.
+        """
+        if self.momentum == 0:
+            return self.rate * descent, None
+        velocity = descent if velocity is None else descent + self.momentum * velocity
+        return self.rate * (descent + self.momentum * velocity if self.nesterov else velocity), velocity

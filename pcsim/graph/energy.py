@@ -1,0 +1,129 @@
+"""Energies: what it costs a node that its value differs from its prediction.
+
+An energy belongs to what the network *is* (it is the node's noise model), so it lives in this room; how the
+energy is weighed over time (precision schedules) and descended are questions of dynamics.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import attrs
+import torch
+from torch import Tensor
+
+from pcsim.errors import GraphError
+
+Scale = Tensor | float
+"""A factor on an energy: a number, or a tensor that broadcasts to the node's value."""
+
+
+class Energy(ABC):
+    """Base class of energies; a user's own needs only ``unit_energy``.
+
+    The two derivatives come from autograd unless a subclass gives them in closed form. ``scale`` is the product
+    of precision and weight, π_n(t) w_n; it multiplies the energy unit by unit.
+    """
+
+    normalised: ClassVar[bool] = False
+    """Whether ``precision * energy - log(precision) / 2`` is a negative log-likelihood, unit by unit, up to a
+    constant: what a learned precision needs (true of the Gaussian)."""
+
+    @abstractmethod
+    def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
+        """Energy of each unit.
+
+        Args:
+            value: latent values, (batch, *shape).
+            prediction: predictions of them, (batch, *shape).
+
+        Returns:
+            (batch, *shape), before precision and weight. An energy that does not split over units may return
+            (batch, 1, ..., 1).
+        """
+
+    def sample_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
+        """E_n of SPEC §1: the energy summed over units, one number per sample, (batch,)."""
+        return self.unit_energy(value, prediction).flatten(1).sum(1)
+
+    def value_gradient(self, value: Tensor, prediction: Tensor, scale: Scale) -> Tensor:
+        """∂(scale · E)/∂value, (batch, *shape)."""
+        with torch.enable_grad():
+            leaf = value.detach().requires_grad_()
+            total = (scale * self.unit_energy(leaf, prediction.detach())).sum()
+            return torch.autograd.grad(total, leaf)[0]
+
+    def prediction_gradient(self, value: Tensor, prediction: Tensor, scale: Scale) -> Tensor:
+        """∂(scale · E)/∂prediction, (batch, *shape)."""
+        with torch.enable_grad():
+            leaf = prediction.detach().requires_grad_()
+            total = (scale * self.unit_energy(value.detach(), leaf)).sum()
+            return torch.autograd.grad(total, leaf)[0]
+
+
+@attrs.frozen
+class Gaussian(Energy):
+    """½ ‖value − prediction‖², the energy of a Gaussian with unit covariance (arXiv 2407.01163, §2)."""
+
+    normalised: ClassVar[bool] = True
+
+    def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
+        """½ (value − prediction)², (batch, *shape)."""
+        return 0.5 * (value - prediction).square()
+
+    def value_gradient(self, value: Tensor, prediction: Tensor, scale: Scale) -> Tensor:
+        """Scale times (value − prediction), (batch, *shape)."""
+        return scale * (value - prediction)
+
+    def prediction_gradient(self, value: Tensor, prediction: Tensor, scale: Scale) -> Tensor:
+        """−scale · (value − prediction), (batch, *shape)."""
+        return scale * (prediction - value)
+
+
+@attrs.frozen
+class CrossEntropy(Energy):
+    """−Σ value · log softmax(prediction) along the first axis of the node's shape (arXiv 2407.01163, §2).
+
+    The value is a distribution over classes (a one-hot target, say) and the prediction holds logits.
+    """
+
+    def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
+        """−value · log softmax(prediction), (batch, classes, ...)."""
+        return -value * torch.log_softmax(prediction, 1)
+
+    def value_gradient(self, value: Tensor, prediction: Tensor, scale: Scale) -> Tensor:
+        """−scale · log softmax(prediction), (batch, classes, ...)."""
+        return -scale * torch.log_softmax(prediction, 1)
+
+    def prediction_gradient(self, value: Tensor, prediction: Tensor, scale: Scale) -> Tensor:
+        """softmax(prediction) · Σ(scale · value) − scale · value, (batch, classes, ...)."""
+        weighted = scale * value
+        return torch.softmax(prediction, 1) * weighted.sum(1, keepdim=True) - weighted
+
+
+def _positive(instance: object, attribute: attrs.Attribute[float], number: float) -> None:
+    if not 0 < number < float("inf"):
+        raise GraphError(
+            f"LearnedPrecision.{attribute.name}: given {number}, expected a positive finite number; the precision is "
+            "learned as its logarithm"
+        )
+
+
+@attrs.frozen
+class LearnedPrecision:
+    """Asks for a node's precision to be learned: its logarithm becomes a parameter of the node.
+
+    The term −½ log π of the Gaussian's negative log-likelihood joins the energy (SPEC §3), so that the fixed point
+    is the inverse of the mean squared error.
+
+    Args:
+        initial: precision at the start, > 0.
+        per_unit: one precision for each unit instead of one for the node.
+
+    Raises:
+        GraphError: initial is not positive and finite.
+    """
+
+    initial: float = attrs.field(default=1.0, validator=_positive)
+    per_unit: bool = False

@@ -1,0 +1,77 @@
+"""Running a module without side effects: once to learn its shapes, and many times within one batch.
+
+A relaxation evaluates the same modules again and again on one batch. What a module keeps or draws while it does so
+must stay put: batch statistics are frozen (arXiv 2506.23800, Eq. 6), and random draws are made once per batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def tensor_options(*modules: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Dtype and device of the first floating parameter or buffer; the default ones where there is none."""
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                return tensor.dtype, tensor.device
+    return torch.get_default_dtype(), torch.get_default_device()
+
+
+def probe(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, bool]:
+    """Run a module once, leaving its buffers and the random state as they were.
+
+    Returns:
+        Its output, and whether it drew random numbers.
+    """
+    device = inputs[0].device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        before = _random_state(device)
+        copies = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        output = functional_call(module, copies, tuple(inputs)) if copies else module(*inputs)
+        return output, not torch.equal(before, _random_state(device))
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+@contextmanager
+def held_draw(seed: int, device: torch.device) -> Iterator[None]:
+    """Make every random draw inside start from ``seed``, and leave the random state as it was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Normalise with the statistics of the batch at hand without touching the running ones (BF, Eq. 6).
+
+    Only modules in training mode are concerned; in evaluation mode they use the running statistics as always.
+    """
+    with ExitStack() as stack:
+        for child in module.modules():
+            if child.training and child._buffers.get("running_mean") is not None:
+                stack.enter_context(_set_aside(child))
+        yield
+
+
+@contextmanager
+def _set_aside(module: nn.Module) -> Iterator[None]:
+    aside = {name: module._buffers[name] for name in RUNNING_STATISTICS if name in module._buffers}
+    try:
+        for name in aside:
+            module._buffers[name] = None
+        yield
+    finally:
+        module._buffers.update(aside)

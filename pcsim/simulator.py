@@ -1,0 +1,296 @@
+"""The simulator: binds a network to the rules that move it and the engine that computes them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import attrs
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pcsim.dynamics.inference import Relaxation
+from pcsim.dynamics.learning import LearningRule, SettledUpdate
+from pcsim.dynamics.precision import Constant
+from pcsim.engine.engine import Clamp, Engine, Gradients, Problem, State
+from pcsim.engine.reading import Reading
+from pcsim.engine.reference import ReferenceEngine
+from pcsim.errors import ClampError, SettingError, StateError
+from pcsim.graph.clamping import Clamping
+from pcsim.graph.evaluation import tensor_options
+from pcsim.graph.network import Network, listed
+from pcsim.graph.node import Node
+
+Clamps = Mapping[str | Node, Tensor | tuple[Tensor, Tensor]]
+"""What is given, by node or its name: (batch, *shape), or a pair of that and a boolean mask of the given units."""
+
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (ReferenceEngine,)}
+
+
+@attrs.frozen(eq=False)
+class Trace:
+    """What one relaxation did.
+
+    Args:
+        steps: inference steps taken.
+        nodes: names of the nodes with an energy, in the order of ``energies``.
+        levels: level by node name, of the nodes that reach a target.
+        energies: E_n before precision, in the state before each step and after the last,
+            (steps + 1, nodes, batch); None unless recorded.
+        free_energies: F_t, summed over nodes and batch, of the same states with the precision of the step that
+            follows (the last row: of the last step), (steps + 1,); None unless recorded.
+    """
+
+    steps: int
+    nodes: tuple[str, ...]
+    levels: Mapping[str, int]
+    energies: Tensor | None = None
+    free_energies: Tensor | None = None
+
+    def energy(self, node: Node | str) -> Tensor:
+        """E_n of one node over the relaxation, (steps + 1, batch); StateError unless recorded."""
+        name = node if isinstance(node, str) else node.name
+        if self.energies is None:
+            raise StateError("this trace holds no energies: ask for them with infer(..., record=True)")
+        if name not in self.nodes:
+            raise StateError(f"node {name!r} has no energy in this run; those that have: {', '.join(self.nodes)}")
+        return self.energies[:, self.nodes.index(name)]
+
+
+class Simulator:
+    """Clamps, relaxes, learns and predicts on one network.
+
+    Args:
+        network: the graph to simulate.
+        relaxation: how the free nodes move.
+        rule: how the weights learn.
+        engine: "reference", or an :class:`Engine` class.
+
+    Raises:
+        SettingError: the engine is unknown.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        relaxation: Relaxation | None = None,
+        rule: LearningRule | None = None,
+        *,
+        engine: str | type[Engine] = "reference",
+    ) -> None:
+        self.network = network
+        self.relaxation = Relaxation() if relaxation is None else relaxation
+        self.rule = SettledUpdate() if rule is None else rule
+        if isinstance(engine, str) and engine not in ENGINES:
+            raise SettingError(f"engine {engine!r} is unknown; choose one of {', '.join(map(repr, ENGINES))}")
+        self.engine = (ENGINES[engine] if isinstance(engine, str) else engine)(network)
+        self._state: State | None = None
+        self._clampings: dict[tuple[object, ...], Clamping] = {}
+
+    # Running
+
+    def infer(self, clamps: Clamps, *, record: bool = False) -> Trace:
+        """Relax the free nodes; afterwards each node and edge shows its state.
+
+        Args:
+            clamps: what is given.
+            record: keep every node's energy at every step in the trace.
+
+        Raises:
+            ClampError: a clamp does not fit.
+            GraphError: the network is not complete.
+            SettingError: the relaxation is too short for its schedule.
+            DivergenceError: a latent became NaN or infinite; the last good state stays.
+        """
+        return self._finish(self.engine.relax(self._problem(clamps, record), self._state))
+
+    def learn(self, optimizer: Optimizer) -> None:
+        """One local weight update from the relaxed state: fill ``.grad`` and step the optimizer.
+
+        Raises:
+            StateError: nothing was inferred, nothing can be learned from it, or the rule learns during inference.
+        """
+        self.compute_gradients()
+        optimizer.step()
+
+    def compute_gradients(self, *, accumulate: bool = False) -> None:
+        """Fill ``.grad`` of the network's parameters by the learning rule, divided by the batch size (SPEC §4).
+
+        A parameter that no error has reached gets None, and optimizers leave it alone.
+
+        Args:
+            accumulate: add to the gradients that are there instead of replacing them.
+
+        Raises:
+            StateError: as :meth:`learn`.
+        """
+        state = self._require("learning")
+        if self.rule.every_step:
+            raise StateError(
+                f"{type(self.rule).__name__} learns at every inference step, so it cannot learn after them; call "
+                "update(clamps, optimizer) in place of infer and learn"
+            )
+        self._require_target(state.problem)
+        self._fill(self.engine.gradients(state), accumulate)
+
+    def update(self, clamps: Clamps, optimizer: Optimizer, *, record: bool = False) -> Trace:
+        """Infer and learn on one batch; with the incremental rule, one optimizer step after every inference step.
+
+        Args:
+            clamps: what is given.
+            optimizer: any ``torch.optim`` optimizer of the network's parameters.
+            record: keep every node's energy at every step in the trace.
+
+        Raises:
+            PCError: as :meth:`infer` and :meth:`learn`; weights and optimizer stay as they were.
+        """
+        problem = self._problem(clamps, record)
+        self._require_target(problem)
+        if not self.rule.every_step:
+            trace = self._finish(self.engine.relax(problem, self._state))
+            self.learn(optimizer)
+            return trace
+
+        def learn(gradients: Gradients) -> None:
+            self._fill(gradients, accumulate=False)
+            optimizer.step()
+
+        weights = [parameter.detach().clone() for parameter in self.network.parameters()]
+        moments = copy.deepcopy(optimizer.state_dict())
+        try:
+            return self._finish(self.engine.relax(problem, self._state, learn))
+        except BaseException:
+            with torch.no_grad():
+                for parameter, before in zip(self.network.parameters(), weights, strict=True):
+                    parameter.copy_(before)
+            optimizer.load_state_dict(moments)
+            raise
+
+    def predict(self, clamps: Clamps) -> dict[str, Tensor]:
+        """Values of all nodes, given some (SPEC §2, Test); the state that nodes and edges show stays as it is.
+
+        One forward pass where that is exact (no cycle, no clamped node with incoming edges, no free root without a
+        prior), in evaluation mode. Otherwise a relaxation with constant precision, since no error arrives from a
+        target.
+
+        Raises:
+            PCError: as :meth:`infer`.
+
+        Returns:
+            Value by node name, (batch, *shape).
+        """
+        training = {module: module.training for module in self.network.modules()}
+        self.network.eval()
+        try:
+            problem = self._problem(clamps, record=False, predicting=True)
+            state = self.engine.forward(problem) if problem.clamping.feedforward else self.engine.relax(problem)
+            return {name: state.value[name] for name in self.network.nodes}
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+
+    def energy(self) -> dict[str, Tensor]:
+        """E_n before precision of every node with an energy, (batch,), at the present values and weights."""
+        names = self._require("reading energies").problem.clamping.energetic
+        return {name: self.network.nodes[name].energy for name in names}
+
+    # What a run is given
+
+    def _problem(self, clamps: Clamps, record: bool, predicting: bool = False) -> Problem:
+        named = {node if isinstance(node, str) else node.name: given for node, given in clamps.items()}
+        fits = {name: self._clamp(name, given) for name, given in named.items()}
+        if not fits:
+            raise ClampError("nothing is clamped, so the batch size is unknown; clamp at least one node")
+        sizes = {name: len(clamp.value) for name, clamp in fits.items()}
+        batch = next(iter(sizes.values()))
+        for name, size in sizes.items():
+            if size != batch:
+                raise ClampError(
+                    f"clamp {name!r}: batch of {size} given, but {next(iter(sizes))!r} has {batch}; clamp all nodes "
+                    "with the same number of samples"
+                )
+        clamping = self._clamping(fits, predicting)
+        relaxation = attrs.evolve(self.relaxation, precision=Constant()) if predicting else self.relaxation
+        seed = int(torch.randint(2**31, ()).item()) if self._stochastic and not predicting else 0
+        some = next(iter(fits.values())).value
+        problem = Problem(clamping, fits, relaxation, self.rule, batch, some.dtype, some.device, seed, record)
+        if not self.rule.backprop:
+            relaxation.precision.check(problem.arrivals, relaxation.steps)
+        return problem
+
+    @property
+    def _stochastic(self) -> bool:
+        parts = (*self.network.nodes.values(), *self.network.edges.values())
+        return any(part.stochastic for part in parts)
+
+    def _clamping(self, clamps: Mapping[str, Clamp], predicting: bool) -> Clamping:
+        full = frozenset(name for name, clamp in clamps.items() if clamp.mask is None)
+        partial = frozenset(clamps) - full
+        backprop = self.rule.backprop and not predicting
+        key = (self.network.revision, full, partial, backprop)
+        if key not in self._clampings:
+            self.network.check()
+            clamping = Clamping(self.network, full, partial, backprop)
+            _ = clamping.order  # refuses cycles that have no value to start from
+            self._clampings = {k: c for k, c in self._clampings.items() if k[0] == self.network.revision}
+            self._clampings[key] = clamping
+        return self._clampings[key]
+
+    def _clamp(self, name: str, given: Tensor | tuple[Tensor, Tensor]) -> Clamp:
+        known = self.network.nodes
+        if name not in known:
+            raise ClampError(f"clamp {name!r}: no such node; the network has {listed(known)}")
+        value, mask = given if isinstance(given, tuple) else (given, None)
+        shape = known[name].shape
+        expected = f"(batch, {', '.join(map(str, shape))})"
+        if not isinstance(value, Tensor):
+            raise ClampError(f"clamp {name!r}: {type(value).__name__} given, expected a tensor {expected}")
+        if value.dim() == 0 or tuple(value.shape[1:]) != shape or len(value) == 0:
+            raise ClampError(
+                f"clamp {name!r}: shape {tuple(value.shape)} given, expected {expected} with at least one sample; the "
+                "batch is the first axis"
+            )
+        dtype, device = tensor_options(self.network)
+        if value.dtype != dtype:
+            raise ClampError(f"clamp {name!r}: dtype {value.dtype} given, expected {dtype} as the network; convert it")
+        if value.device != device:
+            raise ClampError(f"clamp {name!r}: on device {value.device}, expected {device} as the network; move one")
+        if not bool(torch.isfinite(value).all()):
+            raise ClampError(f"clamp {name!r}: holds NaN or infinity; clean the data, or mask the unknown units")
+        if mask is None:
+            return Clamp(value.detach())
+        if mask.dtype != torch.bool or tuple(mask.shape) not in (shape, tuple(value.shape)):
+            raise ClampError(
+                f"clamp {name!r}: mask of {mask.dtype} and shape {tuple(mask.shape)} given, expected torch.bool of "
+                f"shape {shape} or {tuple(value.shape)}; True marks the units that are given"
+            )
+        return Clamp(value.detach(), mask.to(device))
+
+    def _require_target(self, problem: Problem) -> None:
+        if not any(name in problem.clamping.energetic for name in problem.clamps):
+            raise StateError(
+                "nothing to learn: no clamped node has an incoming edge or a prior (clamped: "
+                f"{', '.join(problem.clamps)}); clamp a target as well"
+            )
+
+    # What a run leaves
+
+    def _finish(self, state: State) -> Trace:
+        self._state = state
+        self.network.reader = Reading(state)
+        names = state.problem.clamping.energetic
+        return Trace(state.steps, names, state.problem.clamping.levels, state.energies, state.free_energies)
+
+    def _fill(self, gradients: Gradients, accumulate: bool) -> None:
+        for parameter in self.network.parameters():
+            gradient = gradients.get(parameter)
+            if not accumulate:
+                parameter.grad = gradient
+            elif gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+    def _require(self, purpose: str) -> State:
+        if self._state is None:
+            raise StateError(f"{purpose} needs a relaxed state: call infer first")
+        return self._state
