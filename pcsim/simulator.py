@@ -15,6 +15,7 @@ from pcsim.dynamics.learning import LearningRule, SettledUpdate
 from pcsim.dynamics.precision import Constant
 from pcsim.engine.engine import Clamp, Engine, Gradients, Problem, State
 from pcsim.engine.reading import Reading
+from pcsim.engine.batched import BatchedEngine
 from pcsim.engine.reference import ReferenceEngine
 from pcsim.errors import ClampError, SettingError, StateError
 from pcsim.graph.clamping import Clamping
@@ -22,10 +23,11 @@ from pcsim.graph.evaluation import tensor_options
 from pcsim.graph.network import Network, listed
 from pcsim.graph.node import Node
 
-Clamps = Mapping[str | Node, Tensor | tuple[Tensor, Tensor]]
+Given = Tensor | tuple[Tensor, Tensor]
+Clamps = Mapping[str, Given] | Mapping[Node, Given] | Mapping[str | Node, Given]
 """What is given, by node or its name: (batch, *shape), or a pair of that and a boolean mask of the given units."""
 
-ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (ReferenceEngine,)}
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (BatchedEngine, ReferenceEngine)}
 
 
 @attrs.frozen(eq=False)
@@ -199,7 +201,10 @@ class Simulator:
 
     def _problem(self, clamps: Clamps, record: bool, predicting: bool = False) -> Problem:
         named = {node if isinstance(node, str) else node.name: given for node, given in clamps.items()}
-        fits = {name: self._clamp(name, given) for name, given in named.items()}
+        values = (given[0] if isinstance(given, tuple) else given for given in named.values())
+        some = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
+        options = tensor_options(self.network, otherwise=some)
+        fits = {name: self._clamp(name, given, *options) for name, given in named.items()}
         if not fits:
             raise ClampError("nothing is clamped, so the batch size is unknown; clamp at least one node")
         sizes = {name: len(clamp.value) for name, clamp in fits.items()}
@@ -213,8 +218,7 @@ class Simulator:
         clamping = self._clamping(fits, predicting)
         relaxation = attrs.evolve(self.relaxation, precision=Constant()) if predicting else self.relaxation
         seed = int(torch.randint(2**31, ()).item()) if self._stochastic and not predicting else 0
-        some = next(iter(fits.values())).value
-        problem = Problem(clamping, fits, relaxation, self.rule, batch, some.dtype, some.device, seed, record)
+        problem = Problem(clamping, fits, relaxation, self.rule, batch, *options, seed, record)
         if not self.rule.backprop:
             relaxation.precision.check(problem.arrivals, relaxation.steps)
         return problem
@@ -237,7 +241,9 @@ class Simulator:
             self._clampings[key] = clamping
         return self._clampings[key]
 
-    def _clamp(self, name: str, given: Tensor | tuple[Tensor, Tensor]) -> Clamp:
+    def _clamp(
+        self, name: str, given: Tensor | tuple[Tensor, Tensor], dtype: torch.dtype, device: torch.device
+    ) -> Clamp:
         known = self.network.nodes
         if name not in known:
             raise ClampError(f"clamp {name!r}: no such node; the network has {listed(known)}")
@@ -251,7 +257,6 @@ class Simulator:
                 f"clamp {name!r}: shape {tuple(value.shape)} given, expected {expected} with at least one sample; the "
                 "batch is the first axis"
             )
-        dtype, device = tensor_options(self.network)
         if value.dtype != dtype:
             raise ClampError(f"clamp {name!r}: dtype {value.dtype} given, expected {dtype} as the network; convert it")
         if value.device != device:

@@ -143,7 +143,8 @@ class Decaying(PrecisionSchedule):
         since = step - level
         if since == 0:
             return 1.0
-        total = sum(math.exp(-self.k * i) for i in range(steps - level))
+        count = steps - level
+        total = math.expm1(-self.k * count) / math.expm1(-self.k) if self.k else float(count)
         share = total if self.tail == "multiplied" else 1.0 / total
         return math.exp(-self.k * since) / 100.0 * share
 

@@ -1,86 +1,336 @@
-"""What is exactly zero, and so need not be computed (SPEC §7): known before any tensor exists."""
+"""The plan: what must be computed at which step, and what is exactly zero and so is left out (SPEC §7).
+
+It is a liveness analysis of the unrolled relaxation: a pure function of the graph, its clamps and the rules, made before
+any tensor exists. Sets of nodes and edges are boolean arrays over their positions in the network.
+
+An error is live once its node, or a node that its prediction reads, has moved since the feed-forward start, or its node
+is clamped; on a cycle, which does not start feed-forward, from the start. A node *pushes* where its error is live and its
+precision is not zero. Only what pushes needs its prediction fresh, sends messages and pulls on itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
+from typing import TypeAlias
 
+import attrs
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from pcsim.engine.engine import Problem
 
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Positions: TypeAlias = npt.NDArray[np.intp]
 
-class Liveness:
-    """Which errors can differ from zero, followed through the steps of a relaxation.
 
-    An error is live once its node, or a node that its prediction reads, has moved since the feed-forward start, or
-    its node is clamped; on a cycle, whose values do not start feed-forward, from the start.
-    """
+class Wiring:
+    """A problem's graph as arrays: ends of edges, kinds of nodes, and who uses which parameter."""
 
     def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-        clamping = problem.clamping
-        self.moved: set[str] = set()
-        """Nodes whose value has moved since the start."""
-        self.started: frozenset[str] = frozenset(
-            name
-            for name in clamping.energetic
-            if name in clamping.full or name in clamping.partial or name in clamping.cyclic
+        clamping, network = problem.clamping, problem.network
+        self.nodes = list(network.nodes.values())
+        self.edges = list(network.edges.values())
+        place = {node.name: position for position, node in enumerate(self.nodes)}
+        self.source = np.array([place[edge.source_name] for edge in self.edges], np.intp)
+        self.target = np.array([place[edge.target_name] for edge in self.edges], np.intp)
+        self.free = self._mask(clamping.free, place)
+        self.energetic = self._mask(clamping.energetic, place)
+        self.deterministic = self._mask(clamping.deterministic, place)
+        self.weighted = np.array([node.weight != 0 for node in self.nodes], bool)
+        self.level = np.array([clamping.levels.get(node.name, -1) for node in self.nodes], np.intp)
+        self.started = self.energetic & (
+            self._mask(clamping.full, place) | self._mask(clamping.partial, place) | self._mask(clamping.cyclic, place)
         )
-        """Nodes whose error is live from the start."""
-        self.errors: set[str] = set(self.started)
-        """Nodes whose error is live."""
-        self._users = _users_of_parameters(problem) if problem.rule.every_step else {}
+        self.generations = self._generations([place[name] for name in clamping.deterministic_order])
+        self.between = self.deterministic[self.source]
+        """Edges out of deterministic nodes."""
+        self.wanting = self.free.copy()
+        """Nodes to which messages matter: free, or deterministic and read, somewhere below, from a free one."""
+        for generation, into in self.generations:
+            self.wanting[generation] |= self._any(into & self.wanting[self.source], self.target)[generation]
+        parameters = {parameter: position for position, parameter in enumerate(network.parameters())}
+        self.parameters = list(parameters)
+        self.edge_user, self.edge_used = _uses(parameters, self.edges)
+        self.node_user, self.node_used = _uses(parameters, self.nodes)
 
-    def pushing(self, step: int) -> set[str]:
-        """Nodes that pull on themselves and send messages at a step: a live error and a precision that is not zero."""
-        return {name for name in self.errors if not self._problem.never_pushes(name, step)}
+    @staticmethod
+    def _mask(names: Iterable[str], place: dict[str, int]) -> Mask:
+        mask = np.zeros(len(place), bool)
+        mask[[place[name] for name in names]] = True
+        return mask
 
-    def moving(self, pushing: Collection[str]) -> set[str]:
-        """Nodes that move when those push: themselves, what they read, and what has momentum."""
-        clamping = self._problem.clamping
-        touched = set(pushing).union(*(clamping.feeders[name] for name in pushing))
-        if self._problem.relaxation.momentum:
-            touched |= self.moved
-        return touched.intersection(clamping.free)
+    def _generations(self, order: list[int]) -> list[tuple[Positions, Mask]]:
+        """Deterministic nodes by how many deterministic ones lie before them, with the edges into each generation."""
+        depth = dict.fromkeys(order, 0)
+        incoming: dict[int, list[int]] = {position: [] for position in order}
+        for source, target in zip(self.source.tolist(), self.target.tolist(), strict=True):
+            if target in incoming:
+                incoming[target].append(source)
+        for position in order:
+            depth[position] = max((depth[before] + 1 for before in incoming[position] if before in depth), default=0)
+        generations = []
+        for level in range(max(depth.values(), default=-1) + 1):
+            members = np.array([position for position in order if depth[position] == level], np.intp)
+            generations.append((members, np.isin(self.target, members)))
+        return generations
 
-    def advance(self, moving: Collection[str], learned: Collection[str] = ()) -> None:
-        """Account for one step, in which these nodes moved and the parameters behind ``learned`` changed."""
-        clamping = self._problem.clamping
-        self.moved.update(moving)
-        for name in moving:
-            self.errors |= clamping.readers[name]
-        self.errors.update(set(moving).intersection(clamping.energetic))
-        for changed in self._changed_by_learning(learned):
-            self.errors |= clamping.readers[changed] if changed in clamping.deterministic else {changed}
+    def _any(self, edges: Mask, ends: Positions) -> Mask:
+        """Nodes at these ends of these edges."""
+        mask = np.zeros(len(self.nodes), bool)
+        mask[ends[edges]] = True
+        return mask
 
-    def _changed_by_learning(self, learned: Collection[str]) -> set[str]:
-        nodes = self._problem.network.nodes
-        touched = self.teaching(learned)
-        parameters = {p for name in touched for p in local_parameters(self._problem, nodes[name].name)}
-        return {user for parameter in parameters for user in self._users.get(parameter, ())}
+    def upstream(self, nodes: Mask) -> Mask:
+        """Deterministic nodes that the predictions of ``nodes`` read."""
+        if not self.generations:
+            return np.zeros_like(nodes)
+        reached = nodes.copy()
+        for generation, _ in reversed(self.generations):
+            reached[generation] |= self._any(self.between & reached[self.target], self.source)[generation]
+        return reached & self.deterministic
 
-    def learning(self) -> set[str]:
-        """Nodes whose error the learning rule reads and that can differ from zero, once relaxed."""
-        live = self.started | self.moved if self._problem.rule.at_forward else self.errors
-        nodes = self._problem.network.nodes
-        return {name for name in live if name in self._problem.clamping.energetic and nodes[name].weight != 0}
-
-    def teaching(self, live: Collection[str]) -> set[str]:
-        """Nodes whose incoming edges learn from the errors of ``live``: themselves and deterministic ones between."""
-        clamping = self._problem.clamping
-        return {f for name in live for f in clamping.feeders[name] if f in clamping.deterministic} | set(live)
-
-
-def local_parameters(problem: Problem, node: str) -> list[nn.Parameter]:
-    """Trainable parameters that make a node's prediction and weigh its error: of its incoming edges and its own."""
-    own = problem.network.nodes[node]
-    found = [p for edge in own.incoming for p in edge.parameters()] + list(own.parameters())
-    return [p for p in dict.fromkeys(found) if p.requires_grad]
+    def downstream(self, edges: Mask, nodes: Mask) -> Mask:
+        """Nodes with an energy whose predictions change with these edges' contributions or nodes' transfers."""
+        changed = nodes | self._any(edges, self.target)
+        for generation, into in self.generations:
+            changed[generation] |= self._any(into & self.between & changed[self.source], self.target)[generation]
+        if self.generations:
+            changed |= self._any(self.between & changed[self.source], self.target)
+        return changed & self.energetic
 
 
-def _users_of_parameters(problem: Problem) -> dict[nn.Parameter, list[str]]:
-    users: dict[nn.Parameter, list[str]] = {}
-    for name in problem.network.nodes:
-        for parameter in local_parameters(problem, name):
-            users.setdefault(parameter, []).append(name)
-    return users
+@attrs.frozen(eq=False)
+class Phase:
+    """What is computed together, from one state: at an inference step, or for learning after the last.
+
+    Args:
+        refresh: edges whose contribution is evaluated again.
+        predict: nodes whose prediction follows from contributions again.
+        push: nodes whose error counts.
+        receive: deterministic nodes that pass errors on.
+        message: edges that feed back.
+        teach: nodes whose incoming edges (and own parameters) learn.
+        move: nodes that move.
+        schedule: the precision schedule's value at each node; 0 where it does not push.
+    """
+
+    refresh: Mask
+    predict: Mask
+    push: Mask
+    receive: Mask
+    message: Mask
+    teach: Mask
+    move: Mask
+    schedule: npt.NDArray[np.float64]
+
+    def key(self) -> bytes:
+        """Equal for phases that compute the same."""
+        masks = (self.refresh, self.predict, self.push, self.receive, self.message, self.teach, self.move)
+        return b"".join(np.packbits(mask).tobytes() for mask in masks) + self.schedule.tobytes()
+
+
+class Plan:
+    """The phases of a relaxation, and of what is learned after it.
+
+    Args:
+        problem: what is to be run; only its graph, clamped names and rules are used.
+        teaching: learn after every inference step (incremental predictive coding).
+        leave_out: leave out what is exactly zero; for debugging, False computes everything at every step.
+    """
+
+    def __init__(self, problem: Problem, *, teaching: bool = False, leave_out: bool = True) -> None:
+        self.problem = problem
+        self.teaching = teaching
+        self.leave_out = leave_out
+        self.wiring = wiring = Wiring(problem)
+        self.phases: list[Phase] = []
+        """Each different step once."""
+        self.sequence: list[int] = []
+        """Position in ``phases`` of each inference step."""
+        self._live = wiring.started.copy()
+        self._moved = np.zeros(len(wiring.nodes), bool)
+        self._stale = np.zeros(len(wiring.edges), bool)
+        self._stale_node = np.zeros(len(wiring.nodes), bool)
+        self._ever_refreshed = np.zeros(len(wiring.edges), bool)
+        self.ever_predicted = np.zeros(len(wiring.nodes), bool)
+        """Nodes whose prediction is evaluated again after the start."""
+        self._pushable = wiring.energetic & np.array(
+            [not _is_zero(node.given_precision) or node.log_precision is not None for node in wiring.nodes], bool
+        )
+        self._marks: list[tuple[Mask, Mask, Mask, Mask, Mask]] = []
+        known: dict[bytes, int] = {}
+        self._mark()
+        for step in range(problem.relaxation.steps):
+            phase = self._step(step)
+            position = known.setdefault(phase.key(), len(self.phases))
+            if position == len(self.phases):
+                self.phases.append(phase)
+            self.sequence.append(position)
+            self._mark()
+
+    def _mark(self) -> None:
+        """Keep what learning after this step would start from."""
+        marks = (self._live, self._moved, self._stale, self._ever_refreshed, self._stale_node)
+        if self.problem.relaxation.tolerance is None and len(self._marks):
+            self._marks.pop()
+        self._marks.append(tuple(mark.copy() for mark in marks))  # type: ignore[arg-type]
+
+    def _schedule(self, step: int, live: Mask) -> npt.NDArray[np.float64]:
+        relaxation, values = self.problem.relaxation, np.zeros(len(live))
+        for level in np.unique(self.wiring.level[live]):
+            precision = relaxation.precision.at(step, None if level < 0 else int(level), relaxation.steps)
+            values[live & (self.wiring.level == level)] = precision
+        return values
+
+    def _step(self, step: int) -> Phase:
+        wiring = self.wiring
+        considered = self._live & self._pushable & wiring.weighted if self.leave_out else wiring.energetic
+        schedule = self._schedule(step, considered)
+        push = considered & (schedule != 0) if self.leave_out else considered
+        read = self._live | push if self.problem.record else push
+        refresh, predict = self._refresh(read)
+        upstream = wiring.upstream(push)
+        receive = upstream if self.teaching else upstream & wiring.wanting
+        message = (push | receive)[wiring.target] & (wiring.wanting | receive)[wiring.source]
+        touched = push.copy()
+        touched[wiring.source[message]] = True
+        if self.problem.relaxation.momentum:
+            touched |= self._moved
+        move = touched & wiring.free if self.leave_out else wiring.free
+        teach = push | upstream if self.teaching else np.zeros_like(push)
+        self._advance(move, teach)
+        return Phase(refresh, predict, push, receive, message, teach, move, schedule)
+
+    def _refresh(self, read: Mask) -> tuple[Mask, Mask]:
+        """Edges and nodes to evaluate again so that these nodes' predictions are fresh."""
+        wiring = self.wiring
+        upstream = wiring.upstream(read)
+        refresh = np.zeros(len(wiring.edges), bool)
+        predict = np.zeros(len(wiring.nodes), bool)
+        everything = not self.leave_out
+        for generation, into in wiring.generations:
+            stale = into & upstream[wiring.target] & (self._stale | everything)
+            refresh |= stale
+            again = wiring._any(stale, wiring.target) | (self._stale_node & upstream)
+            predict[generation] = again[generation]
+            self._stale |= wiring.between & predict[wiring.source]
+        stale = (read & ~wiring.deterministic)[wiring.target] & (self._stale | everything)
+        refresh |= stale
+        predict |= wiring._any(stale, wiring.target) | (self._stale_node & read)
+        self._stale &= ~refresh
+        self._stale_node &= ~predict
+        self._ever_refreshed |= refresh
+        self.ever_predicted |= predict
+        return refresh, predict
+
+    def _advance(self, move: Mask, teach: Mask) -> None:
+        wiring = self.wiring
+        self._moved |= move
+        changed = move[wiring.source]
+        changed_nodes = np.zeros_like(move)
+        if self.teaching:
+            learned = self.learned(teach)
+            changed[wiring.edge_user[learned[wiring.edge_used]]] = True
+            changed_nodes[wiring.node_user[learned[wiring.node_used]]] = True
+            self._stale_node |= changed_nodes
+        self._stale |= changed
+        self._live |= wiring.downstream(changed, changed_nodes) | (move & wiring.energetic)
+
+    def learned(self, teach: Mask) -> Mask:
+        """Positions of the parameters that these nodes teach."""
+        wiring = self.wiring
+        learned = np.zeros(len(wiring.parameters), bool)
+        learned[wiring.edge_used[teach[wiring.target[wiring.edge_user]]]] = True
+        learned[wiring.node_used[teach[wiring.node_user]]] = True
+        return learned
+
+    def _return_to(self, steps: int | None) -> None:
+        """Go back to what holds after ``steps`` steps (all by default)."""
+        self._live, self._moved, self._stale, self._ever_refreshed, self._stale_node = (
+            mark.copy() for mark in self._marks[-1 if steps is None or len(self._marks) == 1 else steps]
+        )
+
+    def closing(self, steps: int | None = None) -> tuple[Mask, Mask]:
+        """Edges and nodes to evaluate again after ``steps`` steps so that every prediction can be recorded."""
+        self._return_to(steps)
+        return self._refresh(self._live)
+
+    def learning(self, steps: int | None = None) -> Phase:
+        """What the learning rule computes after ``steps`` steps (all by default)."""
+        wiring, rule = self.wiring, self.problem.rule
+        self._return_to(steps)
+        if self.problem.record:
+            self._refresh(self._live)
+        live = wiring.started | self._moved if rule.at_forward else self._live
+        push = live & wiring.energetic & wiring.weighted
+        upstream = wiring.upstream(push)
+        if rule.at_forward:
+            refresh = self._ever_refreshed & (push | upstream)[wiring.target]
+            predict = wiring._any(refresh, wiring.target)
+        else:
+            refresh, predict = self._refresh(push)
+        message = (push | upstream)[wiring.target] & upstream[wiring.source]
+        nowhere = np.zeros_like(push)
+        return Phase(refresh, predict, push, upstream, message, push | upstream, nowhere, np.ones(len(push)) * push)
+
+    def left_out(self) -> float:
+        """Share of the full work, predictions and messages of every edge at every step, that the plan leaves out."""
+        steps, wiring = len(self.sequence), self.wiring
+        full = steps * (len(wiring.edges) + int(wiring.wanting[wiring.source].sum()))
+        done = sum(int(p.refresh.sum() + p.message.sum()) for p in (self.phases[i] for i in self.sequence))
+        return 1 - done / full if full else 0.0
+
+    def __str__(self) -> str:
+        return describe(self)
+
+
+def _is_zero(precision: object) -> bool:
+    return isinstance(precision, float) and precision == 0
+
+
+def _uses(parameters: dict[nn.Parameter, int], parts: Iterable[nn.Module]) -> tuple[Positions, Positions]:
+    """Pairs of a part's position and a trainable parameter's that it uses."""
+    pairs = [
+        (position, parameters[parameter])
+        for position, part in enumerate(parts)
+        for parameter in part.parameters()
+        if parameter.requires_grad
+    ]
+    users, used = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(users, np.intp), np.array(used, np.intp)
+
+
+def describe(plan: Plan) -> str:
+    """A plan as text: who moves at each step, what is computed for it, and what was left out."""
+    wiring = plan.wiring
+    names = [node.name for node in wiring.nodes]
+    edges = [edge.name for edge in wiring.edges]
+    lines, first = [], 0
+    for last, position in enumerate(plan.sequence):
+        if last + 1 < len(plan.sequence) and plan.sequence[last + 1] == position:
+            continue
+        phase = plan.phases[position]
+        steps = f"step {first}" if first == last else f"steps {first} to {last}"
+        lines.append(f"{steps}:")
+        lines.append(f"  predict  {_shown(phase.refresh, edges)}")
+        lines.append(f"  push     {_shown(phase.push, names)}")
+        lines.append(f"  message  {_shown(phase.message, edges)}")
+        lines.append(f"  move     {_shown(phase.move, names)}")
+        if plan.teaching:
+            lines.append(f"  learn    {_shown(phase.teach[wiring.target], edges)}")
+        first = last + 1
+    if not plan.teaching:
+        learning = plan.learning()
+        lines.append(f"learn:\n  predict  {_shown(learning.refresh, edges)}")
+        lines.append(f"  weights  {_shown(learning.teach[wiring.target], edges)}")
+    lines.append(f"left out: {plan.left_out():.1%} of the predictions and messages of {len(plan.sequence)} full steps")
+    return "\n".join(lines)
+
+
+def _shown(mask: Mask, names: list[str], most: int = 6) -> str:
+    chosen = [names[position] for position in np.flatnonzero(mask)]
+    if len(chosen) == len(names) > most:
+        return f"all {len(names)}"
+    more = f" and {len(chosen) - most} more" if len(chosen) > most else ""
+    return (", ".join(chosen[:most]) + more) or "-"

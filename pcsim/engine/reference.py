@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 import attrs
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.engine import Engine, Gradients, Problem, State
-from pcsim.engine.plan import Liveness, local_parameters
+from pcsim.engine.kernels import pull_back
+from pcsim.engine.plan import Mask, Plan
 from pcsim.errors import DivergenceError
 from pcsim.graph.energy import Energy, Scale
 from pcsim.graph.evaluation import frozen_statistics
@@ -36,7 +37,7 @@ class ReferenceEngine(Engine):
         """Start feed-forward, then take T inference steps (SPEC §2)."""
         relaxation, clamping = problem.relaxation, problem.clamping
         velocity: dict[str, Tensor | None] = dict.fromkeys(clamping.free)
-        liveness = Liveness(problem)
+        plan = Plan(problem, teaching=learn is not None)
         recorded: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad(), frozen_statistics(problem.network):
             state = start(problem, previous)
@@ -48,11 +49,9 @@ class ReferenceEngine(Engine):
                 for name in clamping.free:
                     move, velocity[name] = relaxation.displacement(now.descent(name), velocity[name])
                     largest = max(largest, _apply(problem, state, name, move, step))
-                pushing = liveness.pushing(step)
                 if learn is not None:
                     taught = evaluate(problem, now.activity, now.value, now.scale, delta=problem.rule.delta)
-                    learn(_gradients(taught, liveness.teaching(pushing)))
-                liveness.advance(liveness.moving(pushing), pushing if learn is not None else ())
+                    learn(_gradients(taught, plan.phases[plan.sequence[step]].teach))
                 state.steps = step + 1
                 if problem.settled(largest, step):
                     break
@@ -67,14 +66,11 @@ class ReferenceEngine(Engine):
     def gradients(self, state: State) -> Gradients:
         """Gradients of the problem's learning rule at a relaxed state (SPEC §4)."""
         problem, rule = state.problem, state.problem.rule
-        liveness = Liveness(problem)
-        for step in range(state.steps):
-            liveness.advance(liveness.moving(liveness.pushing(step)))
         weights: dict[str, Scale] = {name: problem.network.nodes[name].weight for name in problem.clamping.energetic}
         activity = state.forward_value if rule.at_forward else state.value
         with torch.no_grad(), frozen_statistics(problem.network):
             taught = evaluate(problem, activity, state.value, weights, delta=rule.delta)
-            return _gradients(taught, liveness.teaching(liveness.learning()))
+            return _gradients(taught, Plan(problem).learning(state.steps).teach)
 
 
 def start(problem: Problem, previous: State | None) -> State:
@@ -159,7 +155,7 @@ class Evaluation:
             rows.append(energy.sample_energy(value, prediction))
             total = total + (self.scale[name] * energy.unit_energy(value, prediction)).sum()
             total = total + self.problem.normaliser(name)
-        return torch.stack(rows) if rows else torch.zeros(0, self.problem.batch), total
+        return torch.stack(rows) if rows else total.new_zeros(0, self.problem.batch), total
 
 
 def evaluate(
@@ -180,7 +176,7 @@ def evaluate(
         delta: a learning rule's δ; with it, the gradients of all parameters too, divided by the batch size.
     """
     clamping, nodes = problem.clamping, problem.network.nodes
-    now = Evaluation(problem, dict(activity), value, scale)
+    now = Evaluation(problem, dict(activity), dict(value), scale)
     leaves: dict[str, list[Tensor]] = {}
     outputs: dict[str, Tensor] = {}
     for name in (name for name in clamping.order if nodes[name].predicted):
@@ -202,22 +198,17 @@ def evaluate(
         else:
             rule = LearningRule.descent if delta is None else delta
             now.delta[name] = rule(node.energy_function, value[name], now.prediction[name], scale[name])
-        parameters = [] if delta is None else local_parameters(problem, name)
-        pulled = _pull_back(output, [*leaves[name], *parameters], now.delta[name])
+        parameters = [] if delta is None else node.trainable
+        pulled = pull_back(output, [*leaves[name], *parameters], now.delta[name])
         now.message.update({edge.name: message for edge, message in zip(node.incoming, pulled, strict=False)})
         gradients = [gradient / -problem.batch for gradient in pulled[len(leaves[name]) :]]
         now.gradient[name] = dict(zip(parameters, gradients, strict=True))
         if node.log_precision in now.gradient[name]:
-            now.gradient[name][node.log_precision] = _precision_gradient(now, name)
+            if name in clamping.deterministic:
+                del now.gradient[name][node.log_precision]  # no energy, so nothing weighs its precision
+            else:
+                now.gradient[name][node.log_precision] = _precision_gradient(now, name)
     return now
-
-
-def _pull_back(output: Tensor, inputs: list[Tensor], delta: Tensor) -> list[Tensor]:
-    """(∂output/∂input)ᵀ δ for each input; zero where the output does not depend on it."""
-    if not inputs or not output.requires_grad:
-        return [torch.zeros_like(tensor) for tensor in inputs]
-    pulled = torch.autograd.grad(output, inputs, delta, allow_unused=True)
-    return [torch.zeros_like(t) if g is None else g for t, g in zip(inputs, pulled, strict=True)]
 
 
 def _precision_gradient(now: Evaluation, name: str) -> Tensor:
@@ -229,10 +220,10 @@ def _precision_gradient(now: Evaluation, name: str) -> Tensor:
     return unit.mean(0).sum_to_size(node.log_precision.shape)
 
 
-def _gradients(now: Evaluation, teaching: Collection[str]) -> dict[nn.Parameter, Tensor]:
+def _gradients(now: Evaluation, teach: Mask) -> dict[nn.Parameter, Tensor]:
     """Gradients of the parameters that these nodes teach, summed where several nodes share one."""
     total: dict[nn.Parameter, Tensor] = {}
-    for name in (name for name in now.problem.network.nodes if name in teaching):
+    for name in (name for name, teaches in zip(now.problem.network.nodes, teach, strict=True) if teaches):
         for parameter, gradient in now.gradient.get(name, {}).items():
             total[parameter] = total[parameter] + gradient if parameter in total else gradient
     return total

@@ -45,7 +45,7 @@ class Energy(ABC):
 
     def sample_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
         """E_n of SPEC §1: the energy summed over units, one number per sample, (batch,)."""
-        return self.unit_energy(value, prediction).flatten(1).sum(1)
+        return self.unit_energy(value, prediction).reshape(len(value), -1).sum(1)
 
     def value_gradient(self, value: Tensor, prediction: Tensor, scale: Scale) -> Tensor:
         """∂(scale · E)/∂value, (batch, *shape)."""

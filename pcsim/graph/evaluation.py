@@ -16,12 +16,14 @@ from torch.func import functional_call
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def tensor_options(*modules: nn.Module) -> tuple[torch.dtype, torch.device]:
-    """Dtype and device of the first floating parameter or buffer; the default ones where there is none."""
+def tensor_options(*modules: nn.Module, otherwise: Tensor | None = None) -> tuple[torch.dtype, torch.device]:
+    """Dtype and device of the first floating parameter or buffer, else of ``otherwise``, else the default ones."""
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():
                 return tensor.dtype, tensor.device
+    if otherwise is not None:
+        return otherwise.dtype, otherwise.device
     return torch.get_default_dtype(), torch.get_default_device()
 
 

@@ -148,7 +148,7 @@ class Network(nn.Module):
                 "start from; make one node of the cycle latent"
             )
         module = nn.Identity() if module is None else module
-        contribution, stochastic = self._probe_edge(edge_name, start, module)
+        contribution, stochastic = self._probe_edge(edge_name, start, end, module)
         node_stochastic = self._check_prediction(edge_name, end, contribution)
         shape = tuple(contribution.shape[1:])
         edge = Edge(self, edge_name, start.name, end.name, module, float(gain), shape, stochastic)
@@ -212,8 +212,8 @@ class Network(nn.Module):
                     frontier.append(edge.target_name)
         return False
 
-    def _probe_edge(self, edge: str, source: Node, module: nn.Module) -> tuple[Tensor, bool]:
-        dtype, device = tensor_options(module)
+    def _probe_edge(self, edge: str, source: Node, target: Node, module: nn.Module) -> tuple[Tensor, bool]:
+        dtype, device = tensor_options(module, target)
         value = torch.zeros(PROBE_BATCH, *source.shape, dtype=dtype, device=device)
         try:
             contribution, stochastic = probe(module, [value])
@@ -270,7 +270,7 @@ class Network(nn.Module):
             if not incoming:
                 continue
             if not isinstance(node.combine, Sum):
-                contributions = [self._probe_edge(e.name, e.source, e.module)[0] for e in incoming]
+                contributions = [self._probe_edge(e.name, e.source, node, e.module)[0] for e in incoming]
                 node.stochastic = self._check_node(node, contributions, incoming[-1].name)
 
     # Asking

@@ -196,6 +196,12 @@ class Node(nn.Module):
         return self.prior is not None or self.network.in_degree(self.name) > 0
 
     @property
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters that make this node's prediction or weigh its error: of its incoming edges, and its own."""
+        found = [parameter for edge in self.incoming for parameter in edge.parameters()] + list(self.parameters())
+        return [parameter for parameter in dict.fromkeys(found) if parameter.requires_grad]
+
+    @property
     def base_precision(self) -> Tensor | float:
         """The node's own precision, which the schedule multiplies: a number, 0-d or (*shape)."""
         return self.given_precision if self.log_precision is None else self.log_precision.exp()

@@ -1,0 +1,666 @@
+"""A plan compiled into a program: a flat list of operations already bound to their parts of preallocated tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pcsim.dynamics.learning import LearningRule
+from pcsim.engine.buffers import Arena, EdgeBuffers, NodeBuffers, like
+from pcsim.engine.engine import Problem, State
+from pcsim.engine.kernels import Conv2d, Kernel, Linear, Saved, Weights, pull_back
+from pcsim.engine.plan import Mask, Phase, Plan, Positions
+from pcsim.engine.stacks import Part, Place, WeightRegistry, stack_edges, stack_nodes
+from pcsim.graph.energy import Energy, Gaussian, Scale
+from pcsim.graph.node import Node
+
+Operation: TypeAlias = Callable[[], object]
+Operations: TypeAlias = list[Operation]
+Activity: TypeAlias = Literal["start", "present", "forward"]
+"""Which values edges read: as they start, as they are now, or those of the forward pass."""
+
+
+class Program:
+    """Everything bound for one plan and one batch size; running it is calling its operations in turn.
+
+    Args:
+        plan: what to compute.
+        arena: scratch tensors; programs that never hold a state at the same time may share it.
+        stacking: compute equal nodes and edges together; for debugging, False computes each alone.
+    """
+
+    def __init__(self, plan: Plan, arena: Arena, *, stacking: bool = True) -> None:
+        self.plan, self.problem = plan, plan.problem
+        self._wiring, self._arena = plan.wiring, arena
+        self._bind(stacking)
+        self._places = {node.name: (b, row) for b in self.nodes for row, node in enumerate(b.stack.nodes)}
+        self._users: dict[nn.Parameter, int] = {}
+        for part in (*self._wiring.edges, *self._wiring.nodes):
+            for parameter in part.parameters():
+                self._users[parameter] = self._users.get(parameter, 0) + 1
+        self._gradients: dict[nn.Parameter, Tensor] = {}
+        for parameter, users in self._users.items():
+            if users > 1:
+                self._gradients[parameter] = arena.shared(("total gradient", id(parameter)), like(parameter))
+        for edge in self.edges:
+            self._gradients.update({p: g for p, g in edge.gradients.items() if self._users[p] == 1})
+        self.direct_moves = self._may_move_directly()
+        self.largest = 0.0
+        self.start = self._compile_start()
+        self.steps = [self._compile_step(phase) for phase in plan.phases]
+        self._learning: dict[int, tuple[Operations, dict[nn.Parameter, Tensor]]] = {}
+
+    def _bind(self, stacking: bool) -> None:
+        problem, plan, wiring = self.problem, self.plan, self._wiring
+        node_stacks = stack_nodes(plan, stacking)
+        edge_stacks = stack_edges(plan, node_stacks, WeightRegistry.of(problem.network), stacking)
+        rewritten = plan.ever_predicted | plan.learning().predict | (problem.relaxation.tolerance is not None)
+        convolved = {
+            place
+            for stack in edge_stacks
+            if any(isinstance(kernel, Conv2d) for kernel, _ in stack.chain or ())
+            for place in (stack.source, stack.target)
+        }
+        self.nodes = [
+            NodeBuffers(
+                stack,
+                problem,
+                self._arena,
+                ("node", place),
+                rewritten=bool(rewritten[stack.positions].any()),
+                images=place in convolved,
+                slotted=len(stack.nodes[0].incoming) == 1,
+            )
+            for place, stack in enumerate(node_stacks)
+        ]
+        self.edges = [
+            EdgeBuffers(
+                stack,
+                self.nodes[stack.source],
+                self.nodes[stack.target],
+                problem,
+                self._arena,
+                ("edge", place),
+                images=stack.target in convolved,
+                seed=lambda: self.problem.seed,
+            )
+            for place, stack in enumerate(edge_stacks)
+        ]
+        self._edge_at: dict[int, tuple[EdgeBuffers, int]] = {
+            position: (edge, row) for edge in self.edges for row, position in enumerate(edge.stack.positions.tolist())
+        }
+        self._owners = [
+            (child._parameters, name, parameter)
+            for child in problem.network.modules()
+            for name, parameter in child._parameters.items()
+            if parameter is not None
+        ]
+
+    def intact(self) -> bool:
+        """Whether the network's parameters are still those that the operations are bound to."""
+        return all(owner.get(name) is parameter for owner, name, parameter in self._owners)
+
+    def _may_move_directly(self) -> bool:
+        """Whether messages may be added to values at once, while other messages still wait to be computed."""
+        relaxation, nodes = self.problem.relaxation, self._wiring.nodes
+        plain = not relaxation.momentum and relaxation.tolerance is None and not self.plan.teaching
+        gaussian = all(type(nodes[p].energy_function) is Gaussian for p in np.flatnonzero(self._wiring.free))
+        return plain and gaussian and not any(e.stages and e.stages[0].kernel.reads == "input" for e in self.edges)
+
+    # Start
+
+    def load(self, problem: Problem, previous: State | None) -> None:
+        """Take over what a new batch gives: clamps, masks, and the seed of random draws."""
+        self.problem = problem
+        for node in self.nodes:
+            node.load(problem, previous)
+
+    def _compile_start(self) -> Operations:
+        depth = self._depths()
+        later = np.array([node.predicted for node in self._wiring.nodes], bool) & (depth == 0)
+        operations: Operations = []
+        for level in range(1, int(depth.max(initial=0)) + 1):
+            now = depth == level
+            self._predict(operations, now[self._wiring.target], now, "start")
+            for buffers, rows in self._rows(now):
+                if buffers.partial:
+                    operations.append(partial(_write, buffers.at("value", rows), buffers.at("prediction", rows)))
+                    operations.append(buffers.clamp)
+        self._predict(operations, later[self._wiring.target], later, "start")
+        for buffers in self.nodes:
+            if self._reads_prediction_at_start(buffers):
+                operations.append(partial(_copy, buffers.tensor("value"), buffers.tensor("prediction")))
+        for buffers in self.nodes:
+            operations += [partial(_copy, copy, original) for copy, original in buffers.copies]
+        return operations
+
+    def _depths(self) -> Positions:
+        """How many predictions lie before each node's own in the forward pass; 0 where none gives its value."""
+        nodes, clamping = self._wiring.nodes, self.problem.clamping
+        place = {node.name: position for position, node in enumerate(nodes)}
+        depth = np.zeros(len(nodes), np.intp)
+        for component in clamping.components:
+            for name in sorted(component, key=clamping.position.__getitem__):
+                node, inner = nodes[place[name]], name in clamping.deterministic
+                if inner or (name not in clamping.full and name not in clamping.cyclic and node.predicted):
+                    before = (int(depth[place[edge.source_name]]) for edge in node.incoming)
+                    depth[place[name]] = 1 + max(before, default=0)
+        return depth
+
+    @staticmethod
+    def _reads_prediction_at_start(buffers: NodeBuffers) -> bool:
+        return buffers.starts_forward and not buffers.stack.deterministic and not buffers.partial
+
+    # Steps
+
+    def _compile_step(self, phase: Phase) -> tuple[Operations, Operations]:
+        """What brings predictions up to date, and what follows from them."""
+        predictions: Operations = []
+        self._predict(predictions, phase.refresh, phase.predict, "present")
+        operations: Operations = []
+        self._push(operations, phase, learning=False)
+        pulling = phase.push & self._wiring.free
+        if self.direct_moves:
+            for buffers, rows in self._rows(pulling):
+                value, delta = buffers.at("value", rows), buffers.at("delta", rows)
+                operations.append(partial(_add, value, delta, -self.problem.relaxation.rate))
+        else:
+            for buffers, rows in self._rows(phase.move):
+                operations.append(partial(_zero, buffers.at("descent", rows)))
+            for buffers, rows in self._rows(pulling):
+                operations.append(self._pull(buffers, rows, phase))
+        self._pull_back(operations, phase.push)
+        self._pass_on(operations, phase)
+        if self.plan.teaching:
+            self._teach(operations, phase, "present")
+        self._send(operations, phase.message & self._wiring.free[self._wiring.source])
+        if not self.direct_moves:
+            for buffers, rows in self._rows(phase.move):
+                operations.append(partial(self._displace, buffers, rows))
+        for buffers, _ in self._rows(phase.move):
+            if buffers.partial and self.direct_moves:
+                operations.append(buffers.clamp)
+        return predictions, operations
+
+    def closing(self, steps: int) -> Operations:
+        """Operations that bring every prediction up to date with the last step."""
+        operations: Operations = []
+        self._predict(operations, *self.plan.closing(steps), "present")
+        return operations
+
+    def learning(self, steps: int) -> tuple[Operations, dict[nn.Parameter, Tensor]]:
+        """Operations that compute the learning rule's gradients after so many steps, and the gradients' places."""
+        if steps not in self._learning:
+            phase = self.plan.learning(steps)
+            operations: Operations = []
+            activity: Activity = "forward" if self.problem.rule.at_forward else "present"
+            self._predict(operations, phase.refresh, phase.predict, activity)
+            self._push(operations, phase, learning=True)
+            self._pull_back(operations, phase.push)
+            self._pass_on(operations, phase)
+            self._teach(operations, phase, activity)
+            self._learning[steps] = operations, self.taught(phase)
+        return self._learning[steps]
+
+    def taught(self, phase: Phase) -> dict[nn.Parameter, Tensor]:
+        """Places of the gradients that a phase computes, by parameter."""
+        learned = self.plan.learned(phase.teach)
+        return {
+            p: self._gradients[p] for p, is_learned in zip(self._wiring.parameters, learned, strict=True) if is_learned
+        }
+
+    # The four dependent stages of a step: predict, error, message, move
+
+    def _rows(self, mask: Mask) -> Iterator[tuple[NodeBuffers, Positions]]:
+        for buffers in self.nodes:
+            rows = buffers.stack.rows(mask)
+            if len(rows):
+                yield buffers, rows
+
+    def _edge_rows(self, mask: Mask) -> Iterator[tuple[EdgeBuffers, Positions]]:
+        for edge in self.edges:
+            rows = edge.stack.rows(mask)
+            if len(rows):
+                yield edge, rows
+
+    def _activity(self, edge: EdgeBuffers, rows: Positions, activity: Activity) -> Part:
+        source, name = edge.source, "value"
+        if activity == "start" and self._reads_prediction_at_start(source):
+            name = "prediction"
+        if activity == "forward" and not source.stack.deterministic:
+            name = "forward_value"
+        return source.at(name, edge.stack.source_rows[rows])
+
+    def _predict(self, operations: Operations, refresh: Mask, predict: Mask, activity: Activity) -> None:
+        """Evaluate edges again, then the predictions that follow, deterministic nodes first."""
+        wiring = self._wiring
+        layers = [(into, _mask(members, len(predict))) for members, into in wiring.generations]
+        layers.append((~wiring.deterministic[wiring.target], ~wiring.deterministic))
+        for into, members in layers:
+            for edge, rows in self._edge_rows(refresh & into):
+                value = self._activity(edge, rows, activity)
+                for link, stage in enumerate(edge.stages):
+                    place = edge.place(link + 1, rows)
+                    weights = stage.weights(edge.stack.weight_rows[rows])
+                    operations.append(partial(_forward, stage.kernel, stage.module, weights, value, place, stage.saved))
+                    value = place  # type: ignore[assignment]
+                if not edge.stages and edge.direct:
+                    operations.append(partial(_write, edge.place(0, rows), value))
+            for buffers, rows in self._rows(predict & members):
+                self._transfer(operations, buffers, rows, activity)
+
+    def _transfer(self, operations: Operations, buffers: NodeBuffers, rows: Positions, activity: Activity) -> None:
+        chosen = _mask(buffers.stack.positions[rows], len(self._wiring.nodes))
+        feeding = [
+            (edge, some, edge.contribution(some, self._activity(edge, some, activity)))
+            for edge, some in self._edge_rows(chosen[self._wiring.target])
+        ]
+        if buffers.autograd:
+            by_position = {
+                int(position): place
+                for edge, some, place in feeding
+                for position, place in zip(edge.stack.positions[some], [place] * len(some), strict=True)
+            }
+            operations.append(partial(self._transfer_by_autograd, buffers, by_position))
+            return
+        self._combine(operations, buffers, [item for item in feeding if not item[0].direct])
+        for link, stage in enumerate(buffers.stages):
+            source, place = buffers.place(link, rows), buffers.place(link + 1, rows)
+            operations.append(partial(_forward, stage.kernel, stage.module, _no_weights, source, place, stage.saved))
+
+    @staticmethod
+    def _combine(
+        operations: Operations, buffers: NodeBuffers, feeding: list[tuple[EdgeBuffers, Positions, Place]]
+    ) -> None:
+        """Sum what several edges contribute."""
+        if not feeding:
+            return
+        rows = np.unique(np.concatenate([edge.stack.target_rows[some] for edge, some, _ in feeding]))
+        if all(np.array_equal(edge.stack.target_rows[some], rows) for edge, some, _ in feeding):
+            operations.append(partial(_sum, buffers.place(0, rows), [place for _, _, place in feeding]))
+            return
+        operations.append(partial(_zero, buffers.place(0, rows)))
+        for edge, some, place in feeding:
+            operations.append(partial(_add, buffers.inlet_at(edge.stack.target_rows[some]), place, 1.0))
+
+    def _transfer_by_autograd(self, buffers: NodeBuffers, contributions: dict[int, Place]) -> None:
+        node = buffers.node
+        with torch.enable_grad():
+            leaves = {p: place.read().clone().requires_grad_() for p, place in sorted(contributions.items())}
+            given = list(leaves.values())
+            output = node.predict(given, self.problem.seed) if given else node.predict_from_prior(self.problem.batch)
+        buffers.graph = leaves, output
+        buffers.tensor("prediction")[0].copy_(output.detach())
+
+    def _push(self, operations: Operations, phase: Phase, *, learning: bool) -> None:
+        """Errors of the nodes that push, with precision and weight; for learning, with weight alone."""
+        default = type(self.problem.rule).delta is LearningRule.delta
+        for buffers, rows in self._rows(phase.push):
+            scale = self._scale(buffers, rows, phase, learning)
+            value, prediction = buffers.at("value", rows), buffers.at("prediction", rows)
+            delta = buffers.at("delta", rows)
+            if type(buffers.node.energy_function) is Gaussian and (default or not learning):
+                operations.append(partial(_difference, value, prediction, delta))
+                if callable(scale) or isinstance(scale, Tensor) or scale != 1.0:
+                    operations.append(partial(_scale, delta, scale if callable(scale) else partial(_same, scale)))
+            else:
+                rule = self.problem.rule.delta if learning else LearningRule.descent
+                operations.append(partial(_error_by_energy, buffers, rows.tolist(), rule, _callable(scale)))
+
+    def _scale(
+        self, buffers: NodeBuffers, rows: Positions, phase: Phase, learning: bool
+    ) -> Scale | Callable[[], Scale]:
+        nodes = [buffers.stack.nodes[row] for row in rows]
+        weights = [node.weight for node in nodes]
+        schedule = [1.0] * len(rows) if learning else phase.schedule[buffers.stack.positions[rows]].tolist()
+        if not learning and any(isinstance(node.base_precision, Tensor) for node in nodes):
+            return partial(_own_precision, nodes, weights, schedule)
+        given = [1.0 if learning else float(node.given_precision) for node in nodes]
+        scales = [w * s * g for w, s, g in zip(weights, schedule, given, strict=True)]
+        if all(scale == scales[0] for scale in scales):
+            return scales[0]
+        shape = (len(rows),) + (1,) * (1 + len(buffers.node.shape))
+        return torch.tensor(scales, dtype=self._arena.dtype, device=self._arena.device).view(shape)
+
+    def _pull(self, buffers: NodeBuffers, rows: Positions, phase: Phase) -> Operation:
+        """A node's pull on itself, added to the descent."""
+        descent = buffers.at("descent", rows)
+        if type(buffers.node.energy_function) is Gaussian:
+            return partial(_add, descent, buffers.at("delta", rows), -1.0)
+        return partial(_pull_by_energy, buffers, rows.tolist(), _callable(self._scale(buffers, rows, phase, False)))
+
+    def _pull_back(self, operations: Operations, mask: Mask) -> None:
+        """Errors pulled back through the transfers, to what the edges contribute."""
+        for buffers, rows in self._rows(mask):
+            if buffers.autograd:
+                operations.append(partial(_pull_back_by_autograd, buffers))
+                continue
+            delta: Place = buffers.at("delta", rows)
+            for link in reversed(range(len(buffers.stages))):
+                stage = buffers.stages[link]
+                place = delta if stage.kernel.elementwise else buffers.pulled_at(link)
+                value, output = buffers.place(link, rows), buffers.place(link + 1, rows)
+                operations.append(
+                    partial(_message, stage.kernel, stage.module, _no_weights, delta, value, output, place, stage.saved)
+                )
+                delta = place
+
+    def _pass_on(self, operations: Operations, phase: Phase) -> None:
+        """Errors through deterministic nodes, within the step."""
+        wiring = self._wiring
+        for members, _ in reversed(wiring.generations):
+            now = _mask(members, len(phase.receive)) & phase.receive
+            for buffers, rows in self._rows(now):
+                operations.append(partial(_zero, buffers.at("delta", rows)))
+            for edge, rows in self._edge_rows(phase.message & now[wiring.source]):
+                self._send_back(operations, edge, rows, "delta", 1.0)
+            self._pull_back(operations, now)
+
+    def _send(self, operations: Operations, message: Mask) -> None:
+        """Messages to free nodes."""
+        name, factor = ("value", self.problem.relaxation.rate) if self.direct_moves else ("descent", 1.0)
+        for edge, rows in self._edge_rows(message):
+            self._send_back(operations, edge, rows, name, factor)
+
+    def _send_back(self, operations: Operations, edge: EdgeBuffers, rows: Positions, name: str, factor: float) -> None:
+        goal = edge.source.at(name, edge.stack.source_rows[rows])
+        delta = self._delta_at(operations, edge, rows, 0)
+        if not edge.stages:
+            operations.append(partial(_add, goal, delta, factor))
+            return
+        stage = edge.stages[0]
+        weights = stage.weights(edge.stack.weight_rows[rows])
+        if isinstance(stage.kernel, Linear) and goal.out is not None:
+            operations.append(partial(_add_product, goal.out, delta, weights, factor))
+            return
+        value, output = self._activity(edge, rows, "present"), edge.place(1, rows)
+        scratch = edge.message_place(0, rows)
+        operations.append(
+            partial(_message, stage.kernel, stage.module, weights, delta, value, output, scratch, stage.saved)
+        )
+        operations.append(partial(_add, goal, scratch, factor))
+
+    def _delta_at(self, operations: Operations, edge: EdgeBuffers, rows: Positions, link: int) -> Place:
+        """The target's error pulled back to place ``link + 1`` of an edge's chain."""
+        position = int(edge.stack.positions[rows[0]])
+        delta = edge.target.pulled(edge.stack.target_rows[rows], position)
+        for later in reversed(range(link + 1, len(edge.stages))):
+            stage = edge.stages[later]
+            weights = stage.weights(edge.stack.weight_rows[rows])
+            value, output = edge.place(later, rows), edge.place(later + 1, rows)
+            place = edge.message_place(later, rows)
+            operations.append(
+                partial(_message, stage.kernel, stage.module, weights, delta, value, output, place, stage.saved)
+            )
+            delta = place
+        return delta
+
+    def _teach(self, operations: Operations, phase: Phase, activity: Activity) -> None:
+        """Gradients of the weights: −(∂a/∂θ)ᵀ δ over the batch size."""
+        factor = -1.0 / self.problem.batch
+        shared: dict[nn.Parameter, list[Tensor]] = {}
+        for edge, rows in self._edge_rows(phase.teach[self._wiring.target]):
+            for link, stage in enumerate(edge.stages):
+                places = stage.gradients(edge.stack.weight_rows[rows])
+                if not places:
+                    continue
+                delta = self._delta_at(operations, edge, rows, link)
+                value = self._activity(edge, rows, activity) if link == 0 else edge.place(link, rows)
+                weights = stage.weights(edge.stack.weight_rows[rows])
+                operations.append(
+                    partial(_gradients, stage.kernel, stage.module, weights, delta, value, factor, places, stage.saved)
+                )
+            for parameter, gradient in edge.gradients.items():
+                if self._users[parameter] > 1:
+                    shared.setdefault(parameter, []).append(gradient)
+        for buffers, rows in self._rows(phase.teach):
+            for parameter, gradient in self._teach_node(operations, buffers, rows, phase, factor).items():
+                if self._users[parameter] > 1:
+                    shared.setdefault(parameter, []).append(gradient)
+        for parameter, gradients in shared.items():
+            operations.append(partial(_total, self._gradients[parameter], gradients))
+
+    def _teach_node(
+        self, operations: Operations, buffers: NodeBuffers, rows: Positions, phase: Phase, factor: float
+    ) -> dict[nn.Parameter, Tensor]:
+        written: dict[nn.Parameter, Tensor] = {}
+        for row in rows.tolist():
+            node = buffers.stack.nodes[row]
+            own = [p for p in node.parameters() if p.requires_grad and p is not node.log_precision]
+            places = [self._own_gradient(node, parameter) for parameter in own]
+            if own:
+                operations.append(partial(_gradients_by_autograd, buffers, own, factor, places))
+            written.update(zip(own, places, strict=True))
+            if node.log_precision is not None and node.log_precision.requires_grad:
+                place = self._own_gradient(node, node.log_precision)
+                position = buffers.stack.positions[row]
+                factors = phase.schedule[position] if self.plan.teaching else 1.0
+                operations.append(partial(_precision_gradient, buffers, row, float(factors), place))
+        return written
+
+    def _own_gradient(self, node: Node, parameter: nn.Parameter) -> Tensor:
+        place = self._arena.shared(("own gradient", node.name, id(parameter)), like(parameter))
+        if self._users[parameter] == 1:
+            self._gradients[parameter] = place
+        return place
+
+    def _displace(self, buffers: NodeBuffers, rows: Positions) -> None:
+        """Move nodes by their descent; remembers the largest update if the relaxation may stop by it."""
+        relaxation = self.problem.relaxation
+        value, descent = buffers.at("value", rows), buffers.at("descent", rows)
+        before = value.read().clone() if relaxation.tolerance is not None else None
+        velocity = buffers.at("velocity", rows) if relaxation.momentum else None
+        move, moved_on = relaxation.displacement(descent.read(), None if velocity is None else velocity.read())
+        if velocity is not None and moved_on is not None:
+            velocity.write(moved_on)
+        value.add(move, 1.0)
+        if buffers.partial:
+            buffers.clamp()
+        if before is not None:
+            self.largest = max(self.largest, (value.read() - before).abs().max().item())
+
+    # What a run leaves
+
+    def energies(self, step: int) -> tuple[Tensor, Tensor]:
+        """E_n before precision, (nodes with an energy, batch), and F_t with this step's precision, 0-d."""
+        problem = self.problem
+        rows, total = [], torch.zeros((), dtype=self._arena.dtype, device=self._arena.device)
+        for name in problem.clamping.energetic:
+            buffers, row = self._places[name]
+            energy = buffers.stack.nodes[row].energy_function
+            value, prediction = buffers.tensor("value")[row], buffers.tensor("prediction")[row]
+            rows.append(energy.sample_energy(value, prediction))
+            total = total + (problem.scale(name, step) * energy.unit_energy(value, prediction)).sum()
+            total = total + problem.normaliser(name)
+        return torch.stack(rows) if rows else total.new_zeros(0, problem.batch), total
+
+    def finite(self) -> bool:
+        """Whether every value that moved is finite."""
+        totals = [b.tensor("value").sum() for b in self.nodes if not (b.stack.given or b.stack.deterministic)]
+        return not totals or bool(torch.isfinite(torch.stack(totals)).all())
+
+    def state(self, steps: int) -> State:
+        """Views of the tensors, by node name; the next run of this program overwrites them."""
+        views: dict[str, dict[str, Tensor]] = {"value": {}, "forward_value": {}, "forward_prediction": {}}
+        for node in self._wiring.nodes:
+            buffers, row = self._places[node.name]
+            for name, of in views.items():
+                if name in buffers.tensors:
+                    of[node.name] = buffers.tensors[name][row]
+        return State(self.problem, **views, steps=steps)
+
+
+def _mask(members: Positions, size: int) -> Mask:
+    mask = np.zeros(size, bool)
+    mask[members] = True
+    return mask if members.dtype != bool else members.copy()
+
+
+def _no_weights() -> Weights:
+    return ()
+
+
+def _callable(scale: Scale | Callable[[], Scale]) -> Callable[[], Scale]:
+    return scale if callable(scale) and not isinstance(scale, Tensor) else partial(_same, scale)
+
+
+def _same(scale: Scale) -> Scale:
+    return scale
+
+
+# Operations: each is bound to its places once and then called at every run.
+
+
+def _copy(goal: Tensor, original: Tensor) -> None:
+    goal.copy_(original)
+
+
+def _write(goal: Place, original: Place) -> None:
+    goal.write(original.read())
+
+
+def _zero(place: Place) -> None:
+    place.write(torch.zeros_like(place.read())) if place.out is None else place.out.zero_()
+
+
+def _add(goal: Part, addend: Place, factor: float) -> None:
+    goal.add(addend.read(), factor)
+
+
+def _sum(goal: Place, terms: list[Place]) -> None:
+    if len(terms) == 1:
+        goal.write(terms[0].read())
+    else:
+        goal.write(torch.add(terms[0].read(), terms[1].read(), out=goal.out))
+    for term in terms[2:]:
+        torch.add(goal.read(), term.read(), out=goal.out)
+
+
+def _forward(
+    kernel: Kernel,
+    module: nn.Module,
+    weights: Callable[[], Weights],
+    value: Place,
+    output: Place,
+    saved: Saved,
+) -> None:
+    output.write(kernel.forward(module, weights(), value.read(), output.out, saved))
+
+
+def _message(
+    kernel: Kernel,
+    module: nn.Module,
+    weights: Callable[[], Weights],
+    delta: Place,
+    value: Place,
+    output: Place,
+    goal: Place,
+    saved: Saved,
+) -> None:
+    goal.write(kernel.message(module, weights(), delta.read(), value.read(), output.read(), goal.out, saved))
+
+
+def _add_product(goal: Tensor, delta: Place, weights: Callable[[], Weights], factor: float) -> None:
+    product = goal.addmm_ if goal.dim() == 2 else goal.baddbmm_
+    product(delta.read(), weights()[0], alpha=factor)
+
+
+def _gradients(
+    kernel: Kernel,
+    module: nn.Module,
+    weights: Callable[[], Weights],
+    delta: Place,
+    value: Place,
+    factor: float,
+    goals: list[Part],
+    saved: Saved,
+) -> None:
+    out = [torch.empty_like(goal.read()) if goal.out is None else goal.out for goal in goals]
+    kernel.gradients(module, weights(), delta.read(), value.read(), factor, out, saved)
+    for goal, gradient in zip(goals, out, strict=True):
+        goal.write(gradient)
+
+
+def _difference(value: Part, prediction: Part, delta: Part) -> None:
+    delta.write(torch.sub(value.read(), prediction.read(), out=delta.out))
+
+
+def _scale(delta: Part, scale: Callable[[], Scale]) -> None:
+    if delta.out is None:
+        delta.write(delta.read() * scale())
+    else:
+        delta.out.mul_(scale())
+
+
+def _own_precision(nodes: list[Node], weights: list[float], schedule: list[float]) -> Tensor:
+    """π w of nodes whose precision is a tensor, (k, 1, *shape), or (*shape) of one."""
+    scales = []
+    for node, weight, factor in zip(nodes, weights, schedule, strict=True):
+        base = torch.as_tensor(node.base_precision).detach()
+        scales.append((weight * factor * base).expand(node.shape))
+    return scales[0] if len(scales) == 1 else torch.stack(scales).unsqueeze(1)
+
+
+def _each_scale(scale: Scale, row: int, count: int) -> Scale:
+    return scale[row] if isinstance(scale, Tensor) and count > 1 else scale
+
+
+def _error_by_energy(
+    buffers: NodeBuffers,
+    rows: list[int],
+    rule: Callable[[Energy, Tensor, Tensor, Scale], Tensor],
+    scale: Callable[[], Scale],
+) -> None:
+    scales = scale()
+    for index, row in enumerate(rows):
+        value, prediction = buffers.tensor("value")[row], buffers.tensor("prediction")[row]
+        own = _each_scale(scales, index, len(rows))
+        buffers.tensor("delta")[row].copy_(rule(buffers.node.energy_function, value, prediction, own))
+
+
+def _pull_by_energy(buffers: NodeBuffers, rows: list[int], scale: Callable[[], Scale]) -> None:
+    scales = scale()
+    for index, row in enumerate(rows):
+        value, prediction = buffers.tensor("value")[row], buffers.tensor("prediction")[row]
+        own = _each_scale(scales, index, len(rows))
+        buffers.tensor("descent")[row].sub_(buffers.node.energy_function.value_gradient(value, prediction, own))
+
+
+def _pull_back_by_autograd(buffers: NodeBuffers) -> None:
+    assert buffers.graph is not None
+    leaves, output = buffers.graph
+    delta = buffers.tensor("delta")[0]
+    for position, pulled in zip(leaves, pull_back(output, list(leaves.values()), delta), strict=True):
+        buffers.pulled(_FIRST, position).write(pulled)
+
+
+_FIRST = np.zeros(1, np.intp)
+
+
+def _gradients_by_autograd(
+    buffers: NodeBuffers, parameters: list[nn.Parameter], factor: float, goals: list[Tensor]
+) -> None:
+    assert buffers.graph is not None
+    _, output = buffers.graph
+    for goal, gradient in zip(goals, pull_back(output, parameters, buffers.tensor("delta")[0]), strict=True):
+        torch.mul(gradient, factor, out=goal)
+
+
+def _precision_gradient(buffers: NodeBuffers, row: int, schedule: float, goal: Tensor) -> None:
+    """∂/∂log π of π w E − ½ w log π, summed over what shares the precision, divided by the batch size."""
+    node = buffers.stack.nodes[row]
+    assert node.log_precision is not None
+    unit = node.energy_function.unit_energy(buffers.tensor("value")[row], buffers.tensor("prediction")[row])
+    unit = schedule * node.weight * node.log_precision.exp() * unit - 0.5 * node.weight
+    goal.copy_(unit.mean(0).sum_to_size(node.log_precision.shape))
+
+
+def _total(goal: Tensor, terms: list[Tensor]) -> None:
+    goal.copy_(terms[0])
+    for term in terms[1:]:
+        goal.add_(term)
