@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import attrs
 import torch
@@ -13,9 +14,10 @@ from torch.optim import Optimizer
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import LearningRule, SettledUpdate
 from pcsim.dynamics.precision import Constant
-from pcsim.engine.engine import Clamp, Engine, Gradients, Problem, State
-from pcsim.engine.reading import Reading
 from pcsim.engine.batched import BatchedEngine
+from pcsim.engine.engine import Clamp, Engine, Gradients, Problem, State
+from pcsim.engine.plan import Plan
+from pcsim.engine.reading import Reading
 from pcsim.engine.reference import ReferenceEngine
 from pcsim.errors import ClampError, SettingError, StateError
 from pcsim.graph.clamping import Clamping
@@ -67,7 +69,8 @@ class Simulator:
         network: the graph to simulate.
         relaxation: how the free nodes move.
         rule: how the weights learn.
-        engine: "reference", or an :class:`Engine` class.
+        engine: "batched" (planned and stacked), "reference" (slow and obviously right), or what makes an
+            :class:`Engine` for a network.
 
     Raises:
         SettingError: the engine is unknown.
@@ -79,7 +82,7 @@ class Simulator:
         relaxation: Relaxation | None = None,
         rule: LearningRule | None = None,
         *,
-        engine: str | type[Engine] = "reference",
+        engine: str | Callable[[Network], Engine] = "batched",
     ) -> None:
         self.network = network
         self.relaxation = Relaxation() if relaxation is None else relaxation
@@ -89,6 +92,7 @@ class Simulator:
         self.engine = (ENGINES[engine] if isinstance(engine, str) else engine)(network)
         self._state: State | None = None
         self._clampings: dict[tuple[object, ...], Clamping] = {}
+        self._checked: set[Clamping] = set()
 
     # Running
 
@@ -186,8 +190,10 @@ class Simulator:
         self.network.eval()
         try:
             problem = self._problem(clamps, record=False, predicting=True)
-            state = self.engine.forward(problem) if problem.clamping.feedforward else self.engine.relax(problem)
-            return {name: state.value[name] for name in self.network.nodes}
+            if problem.clamping.feedforward:
+                return self.engine.forward(problem).value
+            reading = Reading(self.engine.relax(problem))
+            return {name: reading.value(node).clone() for name, node in self.network.nodes.items()}
         finally:
             for module, mode in training.items():
                 module.training = mode
@@ -196,6 +202,11 @@ class Simulator:
         """E_n before precision of every node with an energy, (batch,), at the present values and weights."""
         names = self._require("reading energies").problem.clamping.energetic
         return {name: self.network.nodes[name].energy for name in names}
+
+    @property
+    def plan(self) -> Plan:
+        """What the last batch's relaxation computed at which step; print it to read it."""
+        return Plan(self._require("a plan").problem, teaching=self.rule.every_step)
 
     # What a run is given
 
@@ -216,17 +227,17 @@ class Simulator:
                     "with the same number of samples"
                 )
         clamping = self._clamping(fits, predicting)
-        relaxation = attrs.evolve(self.relaxation, precision=Constant()) if predicting else self.relaxation
-        seed = int(torch.randint(2**31, ()).item()) if self._stochastic and not predicting else 0
+        relaxation = self.relaxation
+        if predicting:
+            relaxation = attrs.evolve(relaxation, precision=Constant())
+        elif self.rule.backprop:
+            relaxation = attrs.evolve(relaxation, steps=0)
+        seed = int(torch.randint(2**31, ()).item()) if clamping.stochastic and not predicting else 0
         problem = Problem(clamping, fits, relaxation, self.rule, batch, *options, seed, record)
-        if not self.rule.backprop:
+        if clamping not in self._checked and not self.rule.backprop and not predicting:
             relaxation.precision.check(problem.arrivals, relaxation.steps)
+            self._checked.add(clamping)
         return problem
-
-    @property
-    def _stochastic(self) -> bool:
-        parts = (*self.network.nodes.values(), *self.network.edges.values())
-        return any(part.stochastic for part in parts)
 
     def _clamping(self, clamps: Mapping[str, Clamp], predicting: bool) -> Clamping:
         full = frozenset(name for name, clamp in clamps.items() if clamp.mask is None)
@@ -238,6 +249,7 @@ class Simulator:
             clamping = Clamping(self.network, full, partial, backprop)
             _ = clamping.order  # refuses cycles that have no value to start from
             self._clampings = {k: c for k, c in self._clampings.items() if k[0] == self.network.revision}
+            self._checked.intersection_update(self._clampings.values())
             self._clampings[key] = clamping
         return self._clampings[key]
 
@@ -261,7 +273,8 @@ class Simulator:
             raise ClampError(f"clamp {name!r}: dtype {value.dtype} given, expected {dtype} as the network; convert it")
         if value.device != device:
             raise ClampError(f"clamp {name!r}: on device {value.device}, expected {device} as the network; move one")
-        if not bool(torch.isfinite(value).all()):
+        # The sum tells at a fraction of the cost; only where it overflows does every unit have to be looked at.
+        if not math.isfinite(value.sum().item()) and not bool(torch.isfinite(value).all()):
             raise ClampError(f"clamp {name!r}: holds NaN or infinity; clean the data, or mask the unknown units")
         if mask is None:
             return Clamp(value.detach())
@@ -288,7 +301,7 @@ class Simulator:
         return Trace(state.steps, names, state.problem.clamping.levels, state.energies, state.free_energies)
 
     def _fill(self, gradients: Gradients, accumulate: bool) -> None:
-        for parameter in self.network.parameters():
+        for parameter in self.network.snapshot().parameters:
             gradient = gradients.get(parameter)
             if not accumulate:
                 parameter.grad = gradient

@@ -54,7 +54,7 @@ class BatchedEngine(Engine):
         program = self._program(problem, teaching=learn is not None)
         self._latest = None
         recorded = []
-        with torch.no_grad(), frozen_statistics(self.network):
+        with torch.no_grad(), frozen_statistics(self.network.snapshot().normalising):
             program.load(problem, previous)
             for operation in program.start:
                 operation()
@@ -69,7 +69,7 @@ class BatchedEngine(Engine):
                 for operation in update:
                     operation()
                 if learn is not None:
-                    learn(program.taught(program.plan.phases[position]))
+                    learn(program.taught[position])
                 if problem.relaxation.tolerance is not None and problem.settled(program.largest, steps - 1):
                     break
             if not program.finite():
@@ -90,14 +90,10 @@ class BatchedEngine(Engine):
             # Its scratch tensors have been overwritten since, by a run that failed.
             return self._reference.gradients(state)
         operations, gradients = self._latest[1].learning(state.steps)
-        with torch.no_grad(), frozen_statistics(self.network):
+        with torch.no_grad(), frozen_statistics(self.network.snapshot().normalising):
             for operation in operations:
                 operation()
         return gradients
-
-    def plan(self, problem: Problem) -> Plan:
-        """What a problem's relaxation computes at which step."""
-        return self._program(problem, teaching=problem.rule.every_step).plan
 
     def _program(self, problem: Problem, *, teaching: bool) -> Program:
         """The program of a problem, made when it is first needed.

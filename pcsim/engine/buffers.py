@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pcsim.engine.engine import Problem, State
-from pcsim.engine.kernels import Autograd, Conv2d, Gain, Kernel, Saved, Weights
+from pcsim.engine.kernels import Autograd, Gain, Kernel, Saved, Weights
 from pcsim.engine.plan import Positions
 from pcsim.engine.stacks import EdgeStack, Link, NodeStack, Part, Place, Slot, rows_of
 from pcsim.graph.evaluation import probe

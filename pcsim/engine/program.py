@@ -53,6 +53,9 @@ class Program:
         self.largest = 0.0
         self.start = self._compile_start()
         self.steps = [self._compile_step(phase) for phase in plan.phases]
+        self.taught = [self._taught(phase) for phase in plan.phases] if plan.teaching else []
+        """Places of the gradients that each phase computes, by parameter."""
+        self._views = self._state_views()
         self._learning: dict[int, tuple[Operations, dict[nn.Parameter, Tensor]]] = {}
 
     def _bind(self, stacking: bool) -> None:
@@ -94,16 +97,11 @@ class Program:
         self._edge_at: dict[int, tuple[EdgeBuffers, int]] = {
             position: (edge, row) for edge in self.edges for row, position in enumerate(edge.stack.positions.tolist())
         }
-        self._owners = [
-            (child._parameters, name, parameter)
-            for child in problem.network.modules()
-            for name, parameter in child._parameters.items()
-            if parameter is not None
-        ]
+        self._bound_to = problem.network.snapshot()
 
     def intact(self) -> bool:
-        """Whether the network's parameters are still those that the operations are bound to."""
-        return all(owner.get(name) is parameter for owner, name, parameter in self._owners)
+        """Whether the network's modules and parameters are still those that the operations are bound to."""
+        return self._bound_to is self.problem.network.snapshot()
 
     def _may_move_directly(self) -> bool:
         """Whether messages may be added to values at once, while other messages still wait to be computed."""
@@ -204,10 +202,10 @@ class Program:
             self._pull_back(operations, phase.push)
             self._pass_on(operations, phase)
             self._teach(operations, phase, activity)
-            self._learning[steps] = operations, self.taught(phase)
+            self._learning[steps] = operations, self._taught(phase)
         return self._learning[steps]
 
-    def taught(self, phase: Phase) -> dict[nn.Parameter, Tensor]:
+    def _taught(self, phase: Phase) -> dict[nn.Parameter, Tensor]:
         """Places of the gradients that a phase computes, by parameter."""
         learned = self.plan.learned(phase.teach)
         return {
@@ -484,15 +482,18 @@ class Program:
         totals = [b.tensor("value").sum() for b in self.nodes if not (b.stack.given or b.stack.deterministic)]
         return not totals or bool(torch.isfinite(torch.stack(totals)).all())
 
-    def state(self, steps: int) -> State:
-        """Views of the tensors, by node name; the next run of this program overwrites them."""
-        views: dict[str, dict[str, Tensor]] = {"value": {}, "forward_value": {}, "forward_prediction": {}}
+    def _state_views(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        views: tuple[dict[str, Tensor], ...] = ({}, {}, {})
         for node in self._wiring.nodes:
             buffers, row = self._places[node.name]
-            for name, of in views.items():
+            for name, of in zip(("value", "forward_value", "forward_prediction"), views, strict=True):
                 if name in buffers.tensors:
                     of[node.name] = buffers.tensors[name][row]
-        return State(self.problem, **views, steps=steps)
+        return views[0], views[1], views[2]
+
+    def state(self, steps: int) -> State:
+        """Views of the tensors, by node name; the next run of this program overwrites them."""
+        return State(self.problem, *self._views, steps=steps)
 
 
 def _mask(members: Positions, size: int) -> Mask:

@@ -26,15 +26,17 @@ class Reading:
 
     def _evaluate(self) -> Evaluation:
         problem = self._state.problem
-        versions = tuple(parameter._version for parameter in problem.network.parameters())
+        versions = tuple(parameter._version for parameter in problem.network.snapshot().parameters)
         if self._evaluation is None or self._evaluation[0] != versions:
             value, scales = self._state.value, problem.scales(self._state.last_step)
-            with torch.no_grad(), frozen_statistics(problem.network):
+            with torch.no_grad(), frozen_statistics(problem.network.snapshot().normalising):
                 self._evaluation = versions, evaluate(problem, value, value, scales)
         return self._evaluation[1]
 
     def value(self, node: Node) -> Tensor:
-        """v_n, (batch, *shape)."""
+        """v_n, (batch, *shape); of a deterministic node, its prediction at the present values and weights."""
+        if node.name in self._state.problem.clamping.deterministic:
+            return _of(self._evaluate().activity, node)
         return _of(self._state.value, node)
 
     def forward_value(self, node: Node) -> Tensor:

@@ -25,7 +25,7 @@ class ReferenceEngine(Engine):
 
     def forward(self, problem: Problem) -> State:
         """Values after the feed-forward start alone (SPEC §2, Start)."""
-        with torch.no_grad(), frozen_statistics(problem.network):
+        with torch.no_grad(), frozen_statistics(problem.network.snapshot().normalising):
             return start(problem, None)
 
     def relax(
@@ -39,7 +39,7 @@ class ReferenceEngine(Engine):
         velocity: dict[str, Tensor | None] = dict.fromkeys(clamping.free)
         plan = Plan(problem, teaching=learn is not None)
         recorded: list[tuple[Tensor, Tensor]] = []
-        with torch.no_grad(), frozen_statistics(problem.network):
+        with torch.no_grad(), frozen_statistics(problem.network.snapshot().normalising):
             state = start(problem, previous)
             for step in range(relaxation.steps):
                 now = evaluate(problem, state.value, state.value, problem.scales(step))
@@ -68,7 +68,7 @@ class ReferenceEngine(Engine):
         problem, rule = state.problem, state.problem.rule
         weights: dict[str, Scale] = {name: problem.network.nodes[name].weight for name in problem.clamping.energetic}
         activity = state.forward_value if rule.at_forward else state.value
-        with torch.no_grad(), frozen_statistics(problem.network):
+        with torch.no_grad(), frozen_statistics(problem.network.snapshot().normalising):
             taught = evaluate(problem, activity, state.value, weights, delta=rule.delta)
             return _gradients(taught, Plan(problem).learning(state.steps).teach)
 

@@ -137,6 +137,11 @@ class Clamping:
         return self.deterministic_order + tuple(n for n in self.network.nodes if n not in self.deterministic)
 
     @cached_property
+    def stochastic(self) -> bool:
+        """Whether any module of the network draws random numbers."""
+        return any(part.stochastic for part in (*self.network.nodes.values(), *self.network.edges.values()))
+
+    @cached_property
     def position(self) -> Mapping[str, int]:
         """Place of each node in ``order``."""
         return {name: place for place, name in enumerate(self.order)}

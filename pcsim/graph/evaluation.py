@@ -6,8 +6,9 @@ must stay put: batch statistics are frozen (arXiv 2506.23800, Eq. 6), and random
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 def tensor_options(*modules: nn.Module, otherwise: Tensor | None = None) -> tuple[torch.dtype, torch.device]:
     """Dtype and device of the first floating parameter or buffer, else of ``otherwise``, else the default ones."""
     for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
+        for tensor in chain(module.parameters(), module.buffers()):
             if tensor.is_floating_point():
                 return tensor.dtype, tensor.device
     if otherwise is not None:
@@ -55,16 +56,37 @@ def held_draw(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+class Snapshot:
+    """What a module consisted of when it was looked at; walking a large one at every batch would cost more than it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        children = list(module.modules())
+        self.parameters = list(module.parameters())
+        """All parameters, each once."""
+        self.normalising = [child for child in children if child._buffers.get("running_mean") is not None]
+        """Modules with running statistics."""
+        held = [owner for child in children for owner in (child._parameters, child._modules)]
+        self._held: list[tuple[Mapping[str, object], list[int]]] = [(o, [*map(id, o.values())]) for o in held if o]
+        self._kept_alive = [list(owner.values()) for owner, _ in self._held]
+
+    def holds(self) -> bool:
+        """Whether the module still consists of the same modules and parameters."""
+        return all([*map(id, owner.values())] == members for owner, members in self._held)
+
+
 @contextmanager
-def frozen_statistics(module: nn.Module) -> Iterator[None]:
+def frozen_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Normalise with the statistics of the batch at hand without touching the running ones (BF, Eq. 6).
 
     Only modules in training mode are concerned; in evaluation mode they use the running statistics as always.
+
+    Args:
+        modules: those with running statistics.
     """
     with ExitStack() as stack:
-        for child in module.modules():
-            if child.training and child._buffers.get("running_mean") is not None:
-                stack.enter_context(_set_aside(child))
+        for module in modules:
+            if module.training:
+                stack.enter_context(_set_aside(module))
         yield
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pcsim.errors import GraphError
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Energy, LearnedPrecision
-from pcsim.graph.evaluation import probe, tensor_options
+from pcsim.graph.evaluation import Snapshot, probe, tensor_options
 from pcsim.graph.levels import levels_to
 from pcsim.graph.node import Node, StateReader, Sum
 from pcsim.graph.table import network_table
@@ -45,9 +45,17 @@ class Network(nn.Module):
         self.reader: StateReader | None = None
         """What the latest run offers to be read; set by the simulator."""
 
+        self._snapshot: tuple[int, Snapshot] | None = None
+
     def __getstate__(self) -> dict[str, object]:
         # A copy starts without a run of its own; the state that is read belongs to the simulator of the original.
-        return {**self.__dict__, "reader": None}
+        return {**self.__dict__, "reader": None, "_snapshot": None}
+
+    def snapshot(self) -> Snapshot:
+        """The network's modules and parameters as they are now; the same object until one of them is replaced."""
+        if self._snapshot is None or self._snapshot[0] != self.revision or not self._snapshot[1].holds():
+            self._snapshot = self.revision, Snapshot(self)
+        return self._snapshot[1]
 
     # Building
 
