@@ -138,7 +138,17 @@ class Simulator:
                 "update(clamps, optimizer) in place of infer and learn"
             )
         self._require_target(state.problem)
-        self._fill(self.engine.gradients(state), accumulate)
+        parameters = state.problem.snapshot.parameters
+        if self.network.snapshot() is not state.problem.snapshot:
+            raise StateError("a module or parameter was replaced after the network was relaxed; infer again")
+        # Copied first: what .grad holds may be the very tensors that the engine is about to write.
+        before = [None if p.grad is None or not accumulate else p.grad.clone() for p in parameters]
+        gradients = self.engine.gradients(state)
+        for parameter, held in zip(parameters, before, strict=True):
+            gradient = gradients.get(parameter)
+            if held is not None:
+                gradient = held if gradient is None else held.add_(gradient)
+            parameter.grad = gradient
 
     def update(self, clamps: Clamps, optimizer: Optimizer, *, record: bool = False) -> Trace:
         """Infer and learn on one batch; with the incremental rule, one optimizer step after every inference step.
@@ -159,7 +169,8 @@ class Simulator:
             return trace
 
         def learn(gradients: Gradients) -> None:
-            self._fill(gradients, accumulate=False)
+            for parameter in problem.snapshot.parameters:
+                parameter.grad = gradients.get(parameter)
             optimizer.step()
 
         weights = [parameter.detach().clone() for parameter in self.network.parameters()]
@@ -233,7 +244,7 @@ class Simulator:
         elif self.rule.backprop:
             relaxation = attrs.evolve(relaxation, steps=0)
         seed = int(torch.randint(2**31, ()).item()) if clamping.stochastic and not predicting else 0
-        problem = Problem(clamping, fits, relaxation, self.rule, batch, *options, seed, record)
+        problem = Problem(clamping, fits, relaxation, self.rule, batch, *options, self.network.snapshot(), seed, record)
         if clamping not in self._checked and not self.rule.backprop and not predicting:
             relaxation.precision.check(problem.arrivals, relaxation.steps)
             self._checked.add(clamping)
@@ -299,14 +310,6 @@ class Simulator:
         self.network.reader = Reading(state)
         names = state.problem.clamping.energetic
         return Trace(state.steps, names, state.problem.clamping.levels, state.energies, state.free_energies)
-
-    def _fill(self, gradients: Gradients, accumulate: bool) -> None:
-        for parameter in self.network.snapshot().parameters:
-            gradient = gradients.get(parameter)
-            if not accumulate:
-                parameter.grad = gradient
-            elif gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def _require(self, purpose: str) -> State:
         if self._state is None:

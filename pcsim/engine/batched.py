@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import cycle
+from functools import partial
 
 import attrs
 import torch
 
 from pcsim.engine.buffers import Arena
-from pcsim.engine.engine import Engine, Gradients, Problem, State
+from pcsim.engine.engine import Engine, Gradients, Problem, State, divergence
 from pcsim.engine.plan import Plan
 from pcsim.engine.program import Program
 from pcsim.engine.reference import ReferenceEngine
@@ -20,6 +20,23 @@ from pcsim.graph.network import Network
 
 KEPT_PROGRAMS = 4
 """Programs of different clamps or batch sizes that are kept; a last, smaller batch is one of its own."""
+
+
+class _Turns:
+    """Two programs of one plan that take turns; the second is made when it is needed."""
+
+    def __init__(self, plan: Plan, arena: Arena, stacking: bool) -> None:
+        self.plan = plan
+        self._make = partial(Program, plan, arena, stacking=stacking)
+        self._programs = [self._make()]
+        self._runs = 0
+
+    def next(self) -> Program:
+        """The program whose turn it is."""
+        if self._runs == 1:
+            self._programs.append(self._make())
+        self._runs += 1
+        return self._programs[(self._runs - 1) % 2]
 
 
 class BatchedEngine(Engine):
@@ -37,7 +54,7 @@ class BatchedEngine(Engine):
         super().__init__(network)
         self._leave_out, self._stacking = leave_out, stacking
         self._reference = ReferenceEngine(network)
-        self._programs: dict[tuple[object, ...], cycle[Program]] = {}
+        self._programs: dict[tuple[object, ...], _Turns] = {}
         self._latest: tuple[State, Program] | None = None
 
     def forward(self, problem: Problem) -> State:
@@ -54,7 +71,7 @@ class BatchedEngine(Engine):
         program = self._program(problem, teaching=learn is not None)
         self._latest = None
         recorded = []
-        with torch.no_grad(), frozen_statistics(self.network.snapshot().normalising):
+        with torch.no_grad(), frozen_statistics(problem.snapshot.normalising):
             program.load(problem, previous)
             for operation in program.start:
                 operation()
@@ -69,11 +86,13 @@ class BatchedEngine(Engine):
                 for operation in update:
                     operation()
                 if learn is not None:
+                    if not program.finite():
+                        raise self._divergence(program, previous, steps - 1)
                     learn(program.taught[position])
                 if problem.relaxation.tolerance is not None and problem.settled(program.largest, steps - 1):
                     break
             if not program.finite():
-                self._explain_divergence(problem, previous)
+                raise self._divergence(program, previous, steps - 1)
             state = program.state(steps)
             if problem.record:
                 for operation in program.closing(steps):
@@ -90,7 +109,7 @@ class BatchedEngine(Engine):
             # Its scratch tensors have been overwritten since, by a run that failed.
             return self._reference.gradients(state)
         operations, gradients = self._latest[1].learning(state.steps)
-        with torch.no_grad(), frozen_statistics(self.network.snapshot().normalising):
+        with torch.no_grad(), frozen_statistics(state.problem.snapshot.normalising):
             for operation in operations:
                 operation()
         return gradients
@@ -100,38 +119,25 @@ class BatchedEngine(Engine):
 
         There are two of each, which take turns: the state that the last run left stays whole if this one fails.
         """
-        registry = WeightRegistry.of(self.network)
-        if not registry.intact():
+        if not WeightRegistry.of(self.network).intact():
             self._programs.clear()
-        relaxation, rule = problem.relaxation, problem.rule
-        key = (
-            problem.clamping,
-            relaxation,
-            rule,
-            problem.batch,
-            problem.dtype,
-            problem.device,
-            problem.record,
-            teaching,
-        )
-        programs = self._programs.pop(key, None)
-        program = next(programs) if programs is not None else None
-        if programs is None or program is None or not program.intact():
+        sizes = (problem.batch, problem.dtype, problem.device)
+        key = (problem.clamping, problem.relaxation, problem.rule, *sizes, problem.record, teaching)
+        turns = self._programs.pop(key, None)
+        if turns is None or turns.plan.wiring.snapshot is not problem.snapshot:
             plan = Plan(problem, teaching=teaching, leave_out=self._leave_out)
-            arena = Arena(problem.dtype, problem.device)
-            pair = [Program(plan, arena, stacking=self._stacking) for _ in range(2)]
-            programs = cycle(pair)
-            program = next(programs)
-        self._programs[key] = programs
-        for stale in list(self._programs)[:-KEPT_PROGRAMS]:
-            del self._programs[stale]
-        return program
+            turns = _Turns(plan, Arena(problem.dtype, problem.device), self._stacking)
+        self._programs[key] = turns
+        for forgotten in list(self._programs)[:-KEPT_PROGRAMS]:
+            del self._programs[forgotten]
+        return turns.next()
 
-    def _explain_divergence(self, problem: Problem, previous: State | None) -> None:
-        """Run again step by step, to name the node and the step at which a latent was lost."""
-        quiet = attrs.evolve(problem, record=False)
-        self._reference.relax(quiet, previous)
-        raise DivergenceError(
-            "a latent became NaN or infinite during relaxation; a smaller rate than "
-            f"{problem.relaxation.rate:g} usually helps, or less momentum, or smaller weights or precisions"
-        )
+    def _divergence(self, program: Program, previous: State | None, step: int) -> DivergenceError:
+        """The error that names the node and the step; found by running again if only the end is known."""
+        problem = attrs.evolve(program.problem, record=False)
+        if not program.plan.teaching:
+            try:
+                self._reference.relax(problem, previous)
+            except DivergenceError as error:
+                return error
+        return divergence(problem, program.lost(), step)

@@ -112,6 +112,11 @@ class NodeBuffers:
         if stack.deterministic:
             self.starts_forward = node.name not in clamping.cyclic
         self.autograd = node.predicted and stack.chain is None
+        self.weights = np.array([member.weight for member in stack.nodes])
+        own = [member.given_precision if member.log_precision is None else None for member in stack.nodes]
+        given = [precision for precision in own if isinstance(precision, float)]
+        self.given_precisions = np.array(given) if len(given) == len(own) else None
+        """The nodes' own precisions; None where one is a tensor."""
         self.tensors: dict[str, Tensor] = {}
         if node.predicted:
             separate = rewritten or stack.deterministic

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import LearningRule
+from pcsim.errors import DivergenceError
 from pcsim.graph.clamping import Clamping
 from pcsim.graph.energy import Scale
+from pcsim.graph.evaluation import Snapshot
 from pcsim.graph.network import Network
 
 Gradients = Mapping[nn.Parameter, Tensor]
@@ -51,6 +53,7 @@ class Problem:
         batch: number of samples.
         dtype: of all values.
         device: of all values.
+        snapshot: the network's modules and parameters.
         seed: what the modules' random draws start from; the same throughout the batch.
         record: keep the energy of every node before each step and after the last.
     """
@@ -62,6 +65,7 @@ class Problem:
     batch: int
     dtype: torch.dtype
     device: torch.device
+    snapshot: Snapshot
     seed: int
     record: bool = False
 
@@ -149,6 +153,14 @@ class State:
     def last_step(self) -> int:
         """The step whose precision weighs what is read from this state: the last one taken."""
         return max(self.steps - 1, 0)
+
+
+def divergence(problem: Problem, node: str, step: int) -> DivergenceError:
+    """The error for a latent that was lost at a step."""
+    return DivergenceError(
+        f"node {node!r} became NaN or infinite at inference step {step}; a smaller rate than "
+        f"{problem.relaxation.rate:g} usually helps, or less momentum, or smaller weights or precisions"
+    )
 
 
 class Engine(ABC):

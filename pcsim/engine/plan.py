@@ -29,6 +29,7 @@ class Wiring:
 
     def __init__(self, problem: Problem) -> None:
         clamping, network = problem.clamping, problem.network
+        self.snapshot = problem.snapshot
         self.nodes = list(network.nodes.values())
         self.edges = list(network.edges.values())
         place = {node.name: position for position, node in enumerate(self.nodes)}
@@ -39,6 +40,8 @@ class Wiring:
         self.deterministic = self._mask(clamping.deterministic, place)
         self.weighted = np.array([node.weight != 0 for node in self.nodes], bool)
         self.level = np.array([clamping.levels.get(node.name, -1) for node in self.nodes], np.intp)
+        """Level of each node, −1 where it reaches no target."""
+        self.deepest = int(self.level.max(initial=0))
         self.started = self.energetic & (
             self._mask(clamping.full, place) | self._mask(clamping.partial, place) | self._mask(clamping.cyclic, place)
         )
@@ -49,7 +52,7 @@ class Wiring:
         """Nodes to which messages matter: free, or deterministic and read, somewhere below, from a free one."""
         for generation, into in self.generations:
             self.wanting[generation] |= self._any(into & self.wanting[self.source], self.target)[generation]
-        parameters = {parameter: position for position, parameter in enumerate(network.parameters())}
+        parameters = {parameter: position for position, parameter in enumerate(problem.snapshot.parameters)}
         self.parameters = list(parameters)
         self.edge_user, self.edge_used = _uses(parameters, self.edges)
         self.node_user, self.node_used = _uses(parameters, self.nodes)
@@ -178,9 +181,11 @@ class Plan:
 
     def _schedule(self, step: int, live: Mask) -> npt.NDArray[np.float64]:
         relaxation, values = self.problem.relaxation, np.zeros(len(live))
-        for level in np.unique(self.wiring.level[live]):
-            precision = relaxation.precision.at(step, None if level < 0 else int(level), relaxation.steps)
-            values[live & (self.wiring.level == level)] = precision
+        levels = self.wiring.level[live]
+        at_level = np.zeros(self.wiring.deepest + 2)
+        for level in np.flatnonzero(np.bincount(levels + 1)).tolist():
+            at_level[level] = relaxation.precision.at(step, level - 1 if level else None, relaxation.steps)
+        values[live] = at_level[levels + 1]
         return values
 
     def _step(self, step: int) -> Phase:

@@ -59,7 +59,7 @@ class Program:
         self._learning: dict[int, tuple[Operations, dict[nn.Parameter, Tensor]]] = {}
 
     def _bind(self, stacking: bool) -> None:
-        problem, plan, wiring = self.problem, self.plan, self._wiring
+        problem, plan = self.problem, self.plan
         node_stacks = stack_nodes(plan, stacking)
         edge_stacks = stack_edges(plan, node_stacks, WeightRegistry.of(problem.network), stacking)
         rewritten = plan.ever_predicted | plan.learning().predict | (problem.relaxation.tolerance is not None)
@@ -97,11 +97,6 @@ class Program:
         self._edge_at: dict[int, tuple[EdgeBuffers, int]] = {
             position: (edge, row) for edge in self.edges for row, position in enumerate(edge.stack.positions.tolist())
         }
-        self._bound_to = problem.network.snapshot()
-
-    def intact(self) -> bool:
-        """Whether the network's modules and parameters are still those that the operations are bound to."""
-        return self._bound_to is self.problem.network.snapshot()
 
     def _may_move_directly(self) -> bool:
         """Whether messages may be added to values at once, while other messages still wait to be computed."""
@@ -313,17 +308,16 @@ class Program:
     def _scale(
         self, buffers: NodeBuffers, rows: Positions, phase: Phase, learning: bool
     ) -> Scale | Callable[[], Scale]:
-        nodes = [buffers.stack.nodes[row] for row in rows]
-        weights = [node.weight for node in nodes]
-        schedule = [1.0] * len(rows) if learning else phase.schedule[buffers.stack.positions[rows]].tolist()
-        if not learning and any(isinstance(node.base_precision, Tensor) for node in nodes):
-            return partial(_own_precision, nodes, weights, schedule)
-        given = [1.0 if learning else float(node.given_precision) for node in nodes]
-        scales = [w * s * g for w, s, g in zip(weights, schedule, given, strict=True)]
-        if all(scale == scales[0] for scale in scales):
-            return scales[0]
+        scales = buffers.weights[rows]
+        if not learning:
+            scales = scales * phase.schedule[buffers.stack.positions[rows]]
+            if buffers.given_precisions is None:
+                return partial(_own_precision, [buffers.stack.nodes[row] for row in rows], scales.tolist())
+            scales = scales * buffers.given_precisions[rows]
+        if (scales == scales[0]).all():
+            return float(scales[0])
         shape = (len(rows),) + (1,) * (1 + len(buffers.node.shape))
-        return torch.tensor(scales, dtype=self._arena.dtype, device=self._arena.device).view(shape)
+        return torch.as_tensor(scales, dtype=self._arena.dtype, device=self._arena.device).view(shape)
 
     def _pull(self, buffers: NodeBuffers, rows: Positions, phase: Phase) -> Operation:
         """A node's pull on itself, added to the descent."""
@@ -482,6 +476,11 @@ class Program:
         totals = [b.tensor("value").sum() for b in self.nodes if not (b.stack.given or b.stack.deterministic)]
         return not totals or bool(torch.isfinite(torch.stack(totals)).all())
 
+    def lost(self) -> str:
+        """Name of a node whose value is not finite."""
+        values = self._views[0]
+        return next((name for name, value in values.items() if not bool(torch.isfinite(value).all())), "unknown")
+
     def _state_views(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         views: tuple[dict[str, Tensor], ...] = ({}, {}, {})
         for node in self._wiring.nodes:
@@ -598,12 +597,12 @@ def _scale(delta: Part, scale: Callable[[], Scale]) -> None:
         delta.out.mul_(scale())
 
 
-def _own_precision(nodes: list[Node], weights: list[float], schedule: list[float]) -> Tensor:
-    """π w of nodes whose precision is a tensor, (k, 1, *shape), or (*shape) of one."""
+def _own_precision(nodes: list[Node], factors: list[float]) -> Tensor:
+    """π w of nodes whose own precision is a tensor, (k, 1, *shape), or (*shape) of one."""
     scales = []
-    for node, weight, factor in zip(nodes, weights, schedule, strict=True):
+    for node, factor in zip(nodes, factors, strict=True):
         base = torch.as_tensor(node.base_precision).detach()
-        scales.append((weight * factor * base).expand(node.shape))
+        scales.append((factor * base).expand(node.shape))
     return scales[0] if len(scales) == 1 else torch.stack(scales).unsqueeze(1)
 
 

@@ -26,10 +26,10 @@ class Reading:
 
     def _evaluate(self) -> Evaluation:
         problem = self._state.problem
-        versions = tuple(parameter._version for parameter in problem.network.snapshot().parameters)
+        versions = tuple(parameter._version for parameter in problem.snapshot.parameters)
         if self._evaluation is None or self._evaluation[0] != versions:
             value, scales = self._state.value, problem.scales(self._state.last_step)
-            with torch.no_grad(), frozen_statistics(problem.network.snapshot().normalising):
+            with torch.no_grad(), frozen_statistics(problem.snapshot.normalising):
                 self._evaluation = versions, evaluate(problem, value, value, scales)
         return self._evaluation[1]
 

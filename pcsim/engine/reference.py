@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pcsim.dynamics.learning import LearningRule
-from pcsim.engine.engine import Engine, Gradients, Problem, State
+from pcsim.engine.engine import Engine, Gradients, Problem, State, divergence
 from pcsim.engine.kernels import pull_back
 from pcsim.engine.plan import Mask, Plan
-from pcsim.errors import DivergenceError
 from pcsim.graph.energy import Energy, Scale
 from pcsim.graph.evaluation import frozen_statistics
 
@@ -25,7 +24,7 @@ class ReferenceEngine(Engine):
 
     def forward(self, problem: Problem) -> State:
         """Values after the feed-forward start alone (SPEC §2, Start)."""
-        with torch.no_grad(), frozen_statistics(problem.network.snapshot().normalising):
+        with torch.no_grad(), frozen_statistics(problem.snapshot.normalising):
             return start(problem, None)
 
     def relax(
@@ -39,7 +38,7 @@ class ReferenceEngine(Engine):
         velocity: dict[str, Tensor | None] = dict.fromkeys(clamping.free)
         plan = Plan(problem, teaching=learn is not None)
         recorded: list[tuple[Tensor, Tensor]] = []
-        with torch.no_grad(), frozen_statistics(problem.network.snapshot().normalising):
+        with torch.no_grad(), frozen_statistics(problem.snapshot.normalising):
             state = start(problem, previous)
             for step in range(relaxation.steps):
                 now = evaluate(problem, state.value, state.value, problem.scales(step))
@@ -68,7 +67,7 @@ class ReferenceEngine(Engine):
         problem, rule = state.problem, state.problem.rule
         weights: dict[str, Scale] = {name: problem.network.nodes[name].weight for name in problem.clamping.energetic}
         activity = state.forward_value if rule.at_forward else state.value
-        with torch.no_grad(), frozen_statistics(problem.network.snapshot().normalising):
+        with torch.no_grad(), frozen_statistics(problem.snapshot.normalising):
             taught = evaluate(problem, activity, state.value, weights, delta=rule.delta)
             return _gradients(taught, Plan(problem).learning(state.steps).teach)
 
@@ -111,10 +110,7 @@ def _apply(problem: Problem, state: State, name: str, move: Tensor, step: int) -
     state.value[name] = _clamped(problem, name, before + move)
     largest = (state.value[name] - before).abs().max().item()
     if not math.isfinite(largest):
-        raise DivergenceError(
-            f"node {name!r} became NaN or infinite at inference step {step}; a smaller rate than "
-            f"{problem.relaxation.rate:g} usually helps, or less momentum, or smaller weights or precisions"
-        )
+        raise divergence(problem, name, step)
     return largest
 
 

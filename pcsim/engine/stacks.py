@@ -30,7 +30,7 @@ Rows: TypeAlias = "slice | Tensor"
 def rows_of(positions: Positions, device: torch.device) -> Rows:
     """Rows of a stack: a slice if they follow each other, so that they are a view; else their positions."""
     first, count = int(positions[0]), len(positions)
-    if np.array_equal(positions, np.arange(first, first + count)):
+    if count == 1 or (int(positions[-1]) - first == count - 1 and bool((positions[1:] > positions[:-1]).all())):
         return slice(first, first + count)
     return torch.as_tensor(positions, device=device)
 
