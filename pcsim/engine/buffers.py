@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pcsim.engine.engine import Problem, State
-from pcsim.engine.kernels import Autograd, Gain, Kernel, Saved, Weights
+from pcsim.engine.kernel import Autograd, Gain, Kernel, Saved, Weights
 from pcsim.engine.plan import Positions
 from pcsim.engine.stacks import EdgeStack, Link, NodeStack, Part, Place, Slot, rows_of
 from pcsim.graph.evaluation import probe
@@ -38,6 +39,15 @@ class Arena:
         return self._tensors[key]
 
 
+class Bound(NamedTuple):
+    """A kernel with all that it is given besides places: its module, weights, and what it keeps between calls."""
+
+    kernel: Kernel[Any]
+    module: nn.Module
+    weights: Callable[[], Weights]
+    saved: Saved
+
+
 class Stage:
     """One link of a chain with its weights: a module's own parameters, or rows of stacked ones."""
 
@@ -46,12 +56,14 @@ class Stage:
         self.saved: Saved = {}
         self._weights, self._gradients, self._stacked = weights, gradients, stacked
 
-    def weights(self, rows: Positions) -> Callable[[], Weights]:
-        """What gives the weights of these rows of the stacked weights."""
+    def bound(self, rows: Positions) -> Bound:
+        """The stage with the weights of these rows of the stacked weights."""
         parts = self._parts(self._weights, rows)
         tensors = [part.out for part in parts]
-        bound = tuple(tensor for tensor in tensors if tensor is not None)
-        return (lambda: bound) if len(bound) == len(tensors) else (lambda: tuple(part.read() for part in parts))
+        given = tuple(tensor for tensor in tensors if tensor is not None)
+        complete = len(given) == len(tensors)
+        weights = (lambda: given) if complete else (lambda: tuple(part.read() for part in parts))
+        return Bound(self.kernel, self.module, weights, self.saved)
 
     def gradients(self, rows: Positions) -> list[Part]:
         """Where the gradients of these rows go."""
@@ -63,7 +75,7 @@ class Stage:
         return [Part(tensor, rows_of(rows, tensor.device)) for tensor in tensors]
 
 
-def merged(kernels: Sequence[Kernel], first: int) -> list[int]:
+def merged(kernels: Sequence[Kernel[Any]], first: int) -> list[int]:
     """For each of a chain's places, the later place whose tensor it shares because a kernel works in place.
 
     Args:

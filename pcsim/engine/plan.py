@@ -1,11 +1,12 @@
 """The plan: what must be computed at which step, and what is exactly zero and so is left out (SPEC §7).
 
-It is a liveness analysis of the unrolled relaxation: a pure function of the graph, its clamps and the rules, made before
-any tensor exists. Sets of nodes and edges are boolean arrays over their positions in the network.
+It is a liveness analysis of the unrolled relaxation: a pure function of the graph, its clamps and the rules, made
+before any tensor exists. Sets of nodes and edges are boolean arrays over their positions in the network.
 
-An error is live once its node, or a node that its prediction reads, has moved since the feed-forward start, or its node
-is clamped; on a cycle, which does not start feed-forward, from the start. A node *pushes* where its error is live and its
-precision is not zero. Only what pushes needs its prediction fresh, sends messages and pulls on itself.
+An error is live once its node, or a node that its prediction reads, has moved since the feed-forward start, or its
+node is clamped; from the start on a cycle, which does not start feed-forward, and with an energy that is not at
+rest where value = prediction. A node *pushes* where its error is live and its precision is not zero. Only what
+pushes needs its prediction fresh, sends messages and pulls on itself.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class Wiring:
         self.level = np.array([clamping.levels.get(node.name, -1) for node in self.nodes], np.intp)
         """Level of each node, −1 where it reaches no target."""
         self.deepest = int(self.level.max(initial=0))
-        self.started = self.energetic & (
-            self._mask(clamping.full, place) | self._mask(clamping.partial, place) | self._mask(clamping.cyclic, place)
-        )
+        restless = np.array([not node.energy_function.rests_at_prediction for node in self.nodes], bool)
+        given = self._mask(clamping.full, place) | self._mask(clamping.partial, place)
+        self.started = self.energetic & (given | self._mask(clamping.cyclic, place) | restless)
         self.generations = self._generations([place[name] for name in clamping.deterministic_order])
         self.between = self.deterministic[self.source]
         """Edges out of deterministic nodes."""
@@ -91,7 +92,8 @@ class Wiring:
         reached = nodes.copy()
         for generation, _ in reversed(self.generations):
             reached[generation] |= self._any(self.between & reached[self.target], self.source)[generation]
-        return reached & self.deterministic
+        found: Mask = reached & self.deterministic
+        return found
 
     def downstream(self, edges: Mask, nodes: Mask) -> Mask:
         """Nodes with an energy whose predictions change with these edges' contributions or nodes' transfers."""
@@ -177,7 +179,7 @@ class Plan:
         marks = (self._live, self._moved, self._stale, self._ever_refreshed, self._stale_node)
         if self.problem.relaxation.tolerance is None and len(self._marks):
             self._marks.pop()
-        self._marks.append(tuple(mark.copy() for mark in marks))  # type: ignore[arg-type]
+        self._marks.append(tuple(mark.copy() for mark in marks))
 
     def _schedule(self, step: int, live: Mask) -> npt.NDArray[np.float64]:
         relaxation, values = self.problem.relaxation, np.zeros(len(live))

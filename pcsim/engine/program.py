@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pcsim.dynamics.learning import LearningRule
+from pcsim.engine import operations as do
 from pcsim.engine.buffers import Arena, EdgeBuffers, NodeBuffers, like
 from pcsim.engine.engine import Problem, State
-from pcsim.engine.kernels import Conv2d, Kernel, Linear, Saved, Weights, pull_back
+from pcsim.engine.kernels import Conv2d, Linear
 from pcsim.engine.plan import Mask, Phase, Plan, Positions
 from pcsim.engine.stacks import Part, Place, WeightRegistry, stack_edges, stack_nodes
-from pcsim.graph.energy import Energy, Gaussian, Scale
+from pcsim.graph.energy import Gaussian, Scale
 from pcsim.graph.node import Node
 
 Operation: TypeAlias = Callable[[], object]
@@ -122,14 +123,14 @@ class Program:
             self._predict(operations, now[self._wiring.target], now, "start")
             for buffers, rows in self._rows(now):
                 if buffers.partial:
-                    operations.append(partial(_write, buffers.at("value", rows), buffers.at("prediction", rows)))
+                    operations.append(partial(do.write, buffers.at("value", rows), buffers.at("prediction", rows)))
                     operations.append(buffers.clamp)
         self._predict(operations, later[self._wiring.target], later, "start")
         for buffers in self.nodes:
             if self._reads_prediction_at_start(buffers):
-                operations.append(partial(_copy, buffers.tensor("value"), buffers.tensor("prediction")))
+                operations.append(partial(do.copy, buffers.tensor("value"), buffers.tensor("prediction")))
         for buffers in self.nodes:
-            operations += [partial(_copy, copy, original) for copy, original in buffers.copies]
+            operations += [partial(do.copy, copy, original) for copy, original in buffers.copies]
         return operations
 
     def _depths(self) -> Positions:
@@ -161,10 +162,10 @@ class Program:
         if self.direct_moves:
             for buffers, rows in self._rows(pulling):
                 value, delta = buffers.at("value", rows), buffers.at("delta", rows)
-                operations.append(partial(_add, value, delta, -self.problem.relaxation.rate))
+                operations.append(partial(do.add, value, delta, -self.problem.relaxation.rate))
         else:
             for buffers, rows in self._rows(phase.move):
-                operations.append(partial(_zero, buffers.at("descent", rows)))
+                operations.append(partial(do.zero, buffers.at("descent", rows)))
             for buffers, rows in self._rows(pulling):
                 operations.append(self._pull(buffers, rows, phase))
         self._pull_back(operations, phase.push)
@@ -236,14 +237,14 @@ class Program:
         layers.append((~wiring.deterministic[wiring.target], ~wiring.deterministic))
         for into, members in layers:
             for edge, rows in self._edge_rows(refresh & into):
-                value = self._activity(edge, rows, activity)
+                value: Place = self._activity(edge, rows, activity)
                 for link, stage in enumerate(edge.stages):
                     place = edge.place(link + 1, rows)
-                    weights = stage.weights(edge.stack.weight_rows[rows])
-                    operations.append(partial(_forward, stage.kernel, stage.module, weights, value, place, stage.saved))
-                    value = place  # type: ignore[assignment]
+                    bound = stage.bound(edge.stack.weight_rows[rows])
+                    operations.append(partial(do.forward, bound, value, place))
+                    value = place
                 if not edge.stages and edge.direct:
-                    operations.append(partial(_write, edge.place(0, rows), value))
+                    operations.append(partial(do.write, edge.place(0, rows), value))
             for buffers, rows in self._rows(predict & members):
                 self._transfer(operations, buffers, rows, activity)
 
@@ -264,7 +265,7 @@ class Program:
         self._combine(operations, buffers, [item for item in feeding if not item[0].direct])
         for link, stage in enumerate(buffers.stages):
             source, place = buffers.place(link, rows), buffers.place(link + 1, rows)
-            operations.append(partial(_forward, stage.kernel, stage.module, _no_weights, source, place, stage.saved))
+            operations.append(partial(do.forward, stage.bound(rows), source, place))
 
     @staticmethod
     def _combine(
@@ -275,11 +276,11 @@ class Program:
             return
         rows = np.unique(np.concatenate([edge.stack.target_rows[some] for edge, some, _ in feeding]))
         if all(np.array_equal(edge.stack.target_rows[some], rows) for edge, some, _ in feeding):
-            operations.append(partial(_sum, buffers.place(0, rows), [place for _, _, place in feeding]))
+            operations.append(partial(do.add_up, buffers.place(0, rows), [place for _, _, place in feeding]))
             return
-        operations.append(partial(_zero, buffers.place(0, rows)))
+        operations.append(partial(do.zero, buffers.place(0, rows)))
         for edge, some, place in feeding:
-            operations.append(partial(_add, buffers.inlet_at(edge.stack.target_rows[some]), place, 1.0))
+            operations.append(partial(do.add, buffers.inlet_at(edge.stack.target_rows[some]), place, 1.0))
 
     def _transfer_by_autograd(self, buffers: NodeBuffers, contributions: dict[int, Place]) -> None:
         node = buffers.node
@@ -294,25 +295,25 @@ class Program:
         """Errors of the nodes that push, with precision and weight; for learning, with weight alone."""
         default = type(self.problem.rule).delta is LearningRule.delta
         for buffers, rows in self._rows(phase.push):
-            scale = self._scale(buffers, rows, phase, learning)
+            scale = self._scale(buffers, rows, phase, learning=learning)
             value, prediction = buffers.at("value", rows), buffers.at("prediction", rows)
             delta = buffers.at("delta", rows)
             if type(buffers.node.energy_function) is Gaussian and (default or not learning):
-                operations.append(partial(_difference, value, prediction, delta))
+                operations.append(partial(do.difference, value, prediction, delta))
                 if callable(scale) or isinstance(scale, Tensor) or scale != 1.0:
-                    operations.append(partial(_scale, delta, scale if callable(scale) else partial(_same, scale)))
+                    operations.append(partial(do.multiply, delta, do.as_function(scale)))
             else:
                 rule = self.problem.rule.delta if learning else LearningRule.descent
-                operations.append(partial(_error_by_energy, buffers, rows.tolist(), rule, _callable(scale)))
+                operations.append(partial(do.error_by_energy, buffers, rows.tolist(), rule, do.as_function(scale)))
 
     def _scale(
-        self, buffers: NodeBuffers, rows: Positions, phase: Phase, learning: bool
+        self, buffers: NodeBuffers, rows: Positions, phase: Phase, *, learning: bool
     ) -> Scale | Callable[[], Scale]:
         scales = buffers.weights[rows]
         if not learning:
             scales = scales * phase.schedule[buffers.stack.positions[rows]]
             if buffers.given_precisions is None:
-                return partial(_own_precision, [buffers.stack.nodes[row] for row in rows], scales.tolist())
+                return partial(do.own_precision, [buffers.stack.nodes[row] for row in rows], scales.tolist())
             scales = scales * buffers.given_precisions[rows]
         if (scales == scales[0]).all():
             return float(scales[0])
@@ -323,23 +324,23 @@ class Program:
         """A node's pull on itself, added to the descent."""
         descent = buffers.at("descent", rows)
         if type(buffers.node.energy_function) is Gaussian:
-            return partial(_add, descent, buffers.at("delta", rows), -1.0)
-        return partial(_pull_by_energy, buffers, rows.tolist(), _callable(self._scale(buffers, rows, phase, False)))
+            return partial(do.add, descent, buffers.at("delta", rows), -1.0)
+        return partial(
+            do.pull_by_energy, buffers, rows.tolist(), do.as_function(self._scale(buffers, rows, phase, learning=False))
+        )
 
     def _pull_back(self, operations: Operations, mask: Mask) -> None:
         """Errors pulled back through the transfers, to what the edges contribute."""
         for buffers, rows in self._rows(mask):
             if buffers.autograd:
-                operations.append(partial(_pull_back_by_autograd, buffers))
+                operations.append(partial(do.pull_back_by_autograd, buffers))
                 continue
             delta: Place = buffers.at("delta", rows)
             for link in reversed(range(len(buffers.stages))):
                 stage = buffers.stages[link]
                 place = delta if stage.kernel.elementwise else buffers.pulled_at(link)
-                value, output = buffers.place(link, rows), buffers.place(link + 1, rows)
-                operations.append(
-                    partial(_message, stage.kernel, stage.module, _no_weights, delta, value, output, place, stage.saved)
-                )
+                value, output, bound = buffers.place(link, rows), buffers.place(link + 1, rows), stage.bound(rows)
+                operations.append(partial(do.message, bound, delta, value, output, place))
                 delta = place
 
     def _pass_on(self, operations: Operations, phase: Phase) -> None:
@@ -348,7 +349,7 @@ class Program:
         for members, _ in reversed(wiring.generations):
             now = _mask(members, len(phase.receive)) & phase.receive
             for buffers, rows in self._rows(now):
-                operations.append(partial(_zero, buffers.at("delta", rows)))
+                operations.append(partial(do.zero, buffers.at("delta", rows)))
             for edge, rows in self._edge_rows(phase.message & now[wiring.source]):
                 self._send_back(operations, edge, rows, "delta", 1.0)
             self._pull_back(operations, now)
@@ -363,19 +364,17 @@ class Program:
         goal = edge.source.at(name, edge.stack.source_rows[rows])
         delta = self._delta_at(operations, edge, rows, 0)
         if not edge.stages:
-            operations.append(partial(_add, goal, delta, factor))
+            operations.append(partial(do.add, goal, delta, factor))
             return
         stage = edge.stages[0]
-        weights = stage.weights(edge.stack.weight_rows[rows])
+        bound = stage.bound(edge.stack.weight_rows[rows])
         if isinstance(stage.kernel, Linear) and goal.out is not None:
-            operations.append(partial(_add_product, goal.out, delta, weights, factor))
+            operations.append(partial(do.add_product, bound, goal.out, delta, factor))
             return
         value, output = self._activity(edge, rows, "present"), edge.place(1, rows)
         scratch = edge.message_place(0, rows)
-        operations.append(
-            partial(_message, stage.kernel, stage.module, weights, delta, value, output, scratch, stage.saved)
-        )
-        operations.append(partial(_add, goal, scratch, factor))
+        operations.append(partial(do.message, bound, delta, value, output, scratch))
+        operations.append(partial(do.add, goal, scratch, factor))
 
     def _delta_at(self, operations: Operations, edge: EdgeBuffers, rows: Positions, link: int) -> Place:
         """The target's error pulled back to place ``link + 1`` of an edge's chain."""
@@ -383,12 +382,10 @@ class Program:
         delta = edge.target.pulled(edge.stack.target_rows[rows], position)
         for later in reversed(range(link + 1, len(edge.stages))):
             stage = edge.stages[later]
-            weights = stage.weights(edge.stack.weight_rows[rows])
+            bound = stage.bound(edge.stack.weight_rows[rows])
             value, output = edge.place(later, rows), edge.place(later + 1, rows)
             place = edge.message_place(later, rows)
-            operations.append(
-                partial(_message, stage.kernel, stage.module, weights, delta, value, output, place, stage.saved)
-            )
+            operations.append(partial(do.message, bound, delta, value, output, place))
             delta = place
         return delta
 
@@ -403,10 +400,8 @@ class Program:
                     continue
                 delta = self._delta_at(operations, edge, rows, link)
                 value = self._activity(edge, rows, activity) if link == 0 else edge.place(link, rows)
-                weights = stage.weights(edge.stack.weight_rows[rows])
-                operations.append(
-                    partial(_gradients, stage.kernel, stage.module, weights, delta, value, factor, places, stage.saved)
-                )
+                bound = stage.bound(edge.stack.weight_rows[rows])
+                operations.append(partial(do.gradients, bound, delta, value, factor, places))
             for parameter, gradient in edge.gradients.items():
                 if self._users[parameter] > 1:
                     shared.setdefault(parameter, []).append(gradient)
@@ -415,7 +410,7 @@ class Program:
                 if self._users[parameter] > 1:
                     shared.setdefault(parameter, []).append(gradient)
         for parameter, gradients in shared.items():
-            operations.append(partial(_total, self._gradients[parameter], gradients))
+            operations.append(partial(do.total, self._gradients[parameter], gradients))
 
     def _teach_node(
         self, operations: Operations, buffers: NodeBuffers, rows: Positions, phase: Phase, factor: float
@@ -426,13 +421,13 @@ class Program:
             own = [p for p in node.parameters() if p.requires_grad and p is not node.log_precision]
             places = [self._own_gradient(node, parameter) for parameter in own]
             if own:
-                operations.append(partial(_gradients_by_autograd, buffers, own, factor, places))
+                operations.append(partial(do.gradients_by_autograd, buffers, own, factor, places))
             written.update(zip(own, places, strict=True))
             if node.log_precision is not None and node.log_precision.requires_grad:
                 place = self._own_gradient(node, node.log_precision)
                 position = buffers.stack.positions[row]
                 factors = phase.schedule[position] if self.plan.teaching else 1.0
-                operations.append(partial(_precision_gradient, buffers, row, float(factors), place))
+                operations.append(partial(do.precision_gradient, buffers, row, float(factors), place))
         return written
 
     def _own_gradient(self, node: Node, parameter: nn.Parameter) -> Tensor:
@@ -499,168 +494,3 @@ def _mask(members: Positions, size: int) -> Mask:
     mask = np.zeros(size, bool)
     mask[members] = True
     return mask if members.dtype != bool else members.copy()
-
-
-def _no_weights() -> Weights:
-    return ()
-
-
-def _callable(scale: Scale | Callable[[], Scale]) -> Callable[[], Scale]:
-    return scale if callable(scale) and not isinstance(scale, Tensor) else partial(_same, scale)
-
-
-def _same(scale: Scale) -> Scale:
-    return scale
-
-
-# Operations: each is bound to its places once and then called at every run.
-
-
-def _copy(goal: Tensor, original: Tensor) -> None:
-    goal.copy_(original)
-
-
-def _write(goal: Place, original: Place) -> None:
-    goal.write(original.read())
-
-
-def _zero(place: Place) -> None:
-    place.write(torch.zeros_like(place.read())) if place.out is None else place.out.zero_()
-
-
-def _add(goal: Part, addend: Place, factor: float) -> None:
-    goal.add(addend.read(), factor)
-
-
-def _sum(goal: Place, terms: list[Place]) -> None:
-    if len(terms) == 1:
-        goal.write(terms[0].read())
-    else:
-        goal.write(torch.add(terms[0].read(), terms[1].read(), out=goal.out))
-    for term in terms[2:]:
-        torch.add(goal.read(), term.read(), out=goal.out)
-
-
-def _forward(
-    kernel: Kernel,
-    module: nn.Module,
-    weights: Callable[[], Weights],
-    value: Place,
-    output: Place,
-    saved: Saved,
-) -> None:
-    output.write(kernel.forward(module, weights(), value.read(), output.out, saved))
-
-
-def _message(
-    kernel: Kernel,
-    module: nn.Module,
-    weights: Callable[[], Weights],
-    delta: Place,
-    value: Place,
-    output: Place,
-    goal: Place,
-    saved: Saved,
-) -> None:
-    goal.write(kernel.message(module, weights(), delta.read(), value.read(), output.read(), goal.out, saved))
-
-
-def _add_product(goal: Tensor, delta: Place, weights: Callable[[], Weights], factor: float) -> None:
-    product = goal.addmm_ if goal.dim() == 2 else goal.baddbmm_
-    product(delta.read(), weights()[0], alpha=factor)
-
-
-def _gradients(
-    kernel: Kernel,
-    module: nn.Module,
-    weights: Callable[[], Weights],
-    delta: Place,
-    value: Place,
-    factor: float,
-    goals: list[Part],
-    saved: Saved,
-) -> None:
-    out = [torch.empty_like(goal.read()) if goal.out is None else goal.out for goal in goals]
-    kernel.gradients(module, weights(), delta.read(), value.read(), factor, out, saved)
-    for goal, gradient in zip(goals, out, strict=True):
-        goal.write(gradient)
-
-
-def _difference(value: Part, prediction: Part, delta: Part) -> None:
-    delta.write(torch.sub(value.read(), prediction.read(), out=delta.out))
-
-
-def _scale(delta: Part, scale: Callable[[], Scale]) -> None:
-    if delta.out is None:
-        delta.write(delta.read() * scale())
-    else:
-        delta.out.mul_(scale())
-
-
-def _own_precision(nodes: list[Node], factors: list[float]) -> Tensor:
-    """π w of nodes whose own precision is a tensor, (k, 1, *shape), or (*shape) of one."""
-    scales = []
-    for node, factor in zip(nodes, factors, strict=True):
-        base = torch.as_tensor(node.base_precision).detach()
-        scales.append((factor * base).expand(node.shape))
-    return scales[0] if len(scales) == 1 else torch.stack(scales).unsqueeze(1)
-
-
-def _each_scale(scale: Scale, row: int, count: int) -> Scale:
-    return scale[row] if isinstance(scale, Tensor) and count > 1 else scale
-
-
-def _error_by_energy(
-    buffers: NodeBuffers,
-    rows: list[int],
-    rule: Callable[[Energy, Tensor, Tensor, Scale], Tensor],
-    scale: Callable[[], Scale],
-) -> None:
-    scales = scale()
-    for index, row in enumerate(rows):
-        value, prediction = buffers.tensor("value")[row], buffers.tensor("prediction")[row]
-        own = _each_scale(scales, index, len(rows))
-        buffers.tensor("delta")[row].copy_(rule(buffers.node.energy_function, value, prediction, own))
-
-
-def _pull_by_energy(buffers: NodeBuffers, rows: list[int], scale: Callable[[], Scale]) -> None:
-    scales = scale()
-    for index, row in enumerate(rows):
-        value, prediction = buffers.tensor("value")[row], buffers.tensor("prediction")[row]
-        own = _each_scale(scales, index, len(rows))
-        buffers.tensor("descent")[row].sub_(buffers.node.energy_function.value_gradient(value, prediction, own))
-
-
-def _pull_back_by_autograd(buffers: NodeBuffers) -> None:
-    assert buffers.graph is not None
-    leaves, output = buffers.graph
-    delta = buffers.tensor("delta")[0]
-    for position, pulled in zip(leaves, pull_back(output, list(leaves.values()), delta), strict=True):
-        buffers.pulled(_FIRST, position).write(pulled)
-
-
-_FIRST = np.zeros(1, np.intp)
-
-
-def _gradients_by_autograd(
-    buffers: NodeBuffers, parameters: list[nn.Parameter], factor: float, goals: list[Tensor]
-) -> None:
-    assert buffers.graph is not None
-    _, output = buffers.graph
-    for goal, gradient in zip(goals, pull_back(output, parameters, buffers.tensor("delta")[0]), strict=True):
-        torch.mul(gradient, factor, out=goal)
-
-
-def _precision_gradient(buffers: NodeBuffers, row: int, schedule: float, goal: Tensor) -> None:
-    """∂/∂log π of π w E − ½ w log π, summed over what shares the precision, divided by the batch size."""
-    node = buffers.stack.nodes[row]
-    assert node.log_precision is not None
-    unit = node.energy_function.unit_energy(buffers.tensor("value")[row], buffers.tensor("prediction")[row])
-    unit = schedule * node.weight * node.log_precision.exp() * unit - 0.5 * node.weight
-    goal.copy_(unit.mean(0).sum_to_size(node.log_precision.shape))
-
-
-def _total(goal: Tensor, terms: list[Tensor]) -> None:
-    goal.copy_(terms[0])
-    for term in terms[1:]:
-        goal.add_(term)

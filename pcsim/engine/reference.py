@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.engine import Engine, Gradients, Problem, State, divergence
-from pcsim.engine.kernels import pull_back
+from pcsim.engine.kernel import pull_back
 from pcsim.engine.plan import Mask, Plan
 from pcsim.graph.energy import Energy, Scale
 from pcsim.graph.evaluation import frozen_statistics
@@ -96,7 +96,10 @@ def start(problem: Problem, previous: State | None) -> State:
 def _predict(problem: Problem, name: str, value: Mapping[str, Tensor]) -> Tensor:
     node = problem.network.nodes[name]
     contributions = [edge.contribute(value[edge.source_name], problem.seed) for edge in node.incoming]
-    return node.predict(contributions, problem.seed) if contributions else node.predict_from_prior(problem.batch)
+    if contributions:
+        return node.predict(contributions, problem.seed)
+    # A copy: what starts at a learned prior must not move with it.
+    return node.predict_from_prior(problem.batch).detach().clone()
 
 
 def _clamped(problem: Problem, name: str, value: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
-"""Stacks: which nodes share a tensor, which edges share a kernel call, and weights that are views of one tensor.
+"""Stacks: which nodes share a tensor, which edges a kernel call, and weights that are views of one tensor.
 
-Nodes of one kind lie in one tensor (k, batch, *shape), edges of one kind have their weights in one tensor (k, *shape) of
-which the modules' parameters are views. Inside a stack the order is by the step at which its members first push, so that
-those active at a step are a slice.
+Nodes of one kind lie in one tensor (k, batch, *shape), edges of one kind have their weights in one tensor (k, *shape)
+of which the modules' parameters are views. Inside a stack the order is by the step at which its members first push, so
+that those active at a step are a slice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TypeAlias
+from typing import Any, ClassVar, TypeAlias
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcsim.engine.kernels import Gain, Identity, Kernel, kernel_for
+from pcsim.engine.kernel import Gain, Kernel, kernel_for
+from pcsim.engine.kernels import Identity
 from pcsim.engine.plan import Mask, Plan, Positions
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Gaussian
@@ -84,7 +85,7 @@ class Slot:
 
 
 Place: TypeAlias = "Part | Slot"
-Link: TypeAlias = tuple[Kernel, nn.Module]
+Link: TypeAlias = tuple[Kernel[Any], nn.Module]
 
 
 def chain_of(module: nn.Module, shape: tuple[int, ...]) -> list[Link] | None:
@@ -102,8 +103,8 @@ def chain_of(module: nn.Module, shape: tuple[int, ...]) -> list[Link] | None:
         chain += links
         if child is not module[-1] and links:
             weight = next(child.parameters(), None)
-            options = {} if weight is None else {"dtype": weight.dtype, "device": weight.device}
-            shape = tuple(probe(child, [torch.zeros(2, *shape, **options)])[0].shape[1:])
+            value = torch.zeros(2, *shape) if weight is None else weight.new_zeros(2, *shape)
+            shape = tuple(probe(child, [value])[0].shape[1:])
     return chain
 
 
@@ -198,7 +199,7 @@ class StackedWeights:
 class WeightRegistry:
     """The stacked weights of one network, shared by all engines that run it."""
 
-    _of: WeakKeyDictionary[Network, WeightRegistry] = WeakKeyDictionary()
+    _of: ClassVar[WeakKeyDictionary[Network, WeightRegistry]] = WeakKeyDictionary()
 
     def __init__(self) -> None:
         self.by_edge: dict[str, tuple[StackedWeights, int]] = {}
