@@ -150,7 +150,9 @@ class Autograd(Kernel[nn.Module]):
         saved: Saved,
     ) -> None:
         """By autograd from the kept graph, for the parameters that require it."""
-        for gradient, place in zip(pull_back(saved["output"], weights, delta), out, strict=True):
+        # The module's own: to the graph, a view of a parameter made after it was built is unrelated.
+        own = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        for gradient, place in zip(pull_back(saved["output"], own, delta), out, strict=True):
             torch.mul(gradient, factor, out=place)
 
 

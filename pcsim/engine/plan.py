@@ -11,6 +11,7 @@ pushes needs its prediction fresh, sends messages and pulls on itself.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TypeAlias
 
@@ -55,8 +56,16 @@ class Wiring:
             self.wanting[generation] |= self._any(into & self.wanting[self.source], self.target)[generation]
         parameters = {parameter: position for position, parameter in enumerate(problem.snapshot.parameters)}
         self.parameters = list(parameters)
-        self.edge_user, self.edge_used = _uses(parameters, self.edges)
-        self.node_user, self.node_used = _uses(parameters, self.nodes)
+        self.edge_parameters = [list(edge.module.parameters()) for edge in self.edges]
+        # A deterministic node has no error, and so nothing to learn a precision from.
+        self.node_parameters = [
+            [p for p in node.parameters() if not (inner and p is node.log_precision)]
+            for node, inner in zip(self.nodes, self.deterministic, strict=True)
+        ]
+        self.users = Counter(p for part in (*self.edge_parameters, *self.node_parameters) for p in part)
+        """How many edges and nodes use each parameter."""
+        self.edge_user, self.edge_used = _uses(parameters, self.edge_parameters)
+        self.node_user, self.node_used = _uses(parameters, self.node_parameters)
 
     @staticmethod
     def _mask(names: Iterable[str], place: dict[str, int]) -> Mask:
@@ -296,12 +305,12 @@ def _is_zero(precision: object) -> bool:
     return isinstance(precision, float) and precision == 0
 
 
-def _uses(parameters: dict[nn.Parameter, int], parts: Iterable[nn.Module]) -> tuple[Positions, Positions]:
+def _uses(parameters: dict[nn.Parameter, int], parts: list[list[nn.Parameter]]) -> tuple[Positions, Positions]:
     """Pairs of a part's position and a trainable parameter's that it uses."""
     pairs = [
         (position, parameters[parameter])
         for position, part in enumerate(parts)
-        for parameter in part.parameters()
+        for parameter in part
         if parameter.requires_grad
     ]
     users, used = zip(*pairs, strict=True) if pairs else ((), ())

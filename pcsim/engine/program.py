@@ -40,10 +40,7 @@ class Program:
         self._wiring, self._arena = plan.wiring, arena
         self._bind(stacking)
         self._places = {node.name: (b, row) for b in self.nodes for row, node in enumerate(b.stack.nodes)}
-        self._users: dict[nn.Parameter, int] = {}
-        for part in (*self._wiring.edges, *self._wiring.nodes):
-            for parameter in part.parameters():
-                self._users[parameter] = self._users.get(parameter, 0) + 1
+        self._users = self._wiring.users
         self._gradients: dict[nn.Parameter, Tensor] = {}
         for parameter, users in self._users.items():
             if users > 1:
@@ -423,7 +420,8 @@ class Program:
             if own:
                 operations.append(partial(do.gradients_by_autograd, buffers, own, factor, places))
             written.update(zip(own, places, strict=True))
-            if node.log_precision is not None and node.log_precision.requires_grad:
+            learned = node.log_precision is not None and node.log_precision.requires_grad
+            if learned and not buffers.stack.deterministic:
                 place = self._own_gradient(node, node.log_precision)
                 position = buffers.stack.positions[row]
                 factors = phase.schedule[position] if self.plan.teaching else 1.0

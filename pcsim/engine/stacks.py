@@ -7,7 +7,7 @@ that those active at a step are a slice.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -175,25 +175,16 @@ class StackedWeights:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.members = [list(module.parameters()) for module in modules]
-        self._named = [
-            (child._parameters, name, parameter)
-            for module in modules
-            for child in module.modules()
-            for name, parameter in child._parameters.items()
-            if parameter is not None
-        ]
         self.tensors = [torch.stack([p.detach() for p in column]) for column in zip(*self.members, strict=True)]
         for row, parameters in enumerate(self.members):
             for tensor, parameter in zip(self.tensors, parameters, strict=True):
                 parameter.data = tensor[row]
-        self._addresses = [parameter.data_ptr() for _, _, parameter in self._named]
+        self._flat = [parameter for parameters in self.members for parameter in parameters]
+        self._addresses = [parameter.data_ptr() for parameter in self._flat]
 
     def intact(self) -> bool:
-        """Whether every parameter is still the one that was stacked, and a view of the stack."""
-        return all(
-            owner[name] is parameter and parameter.data_ptr() == address
-            for (owner, name, parameter), address in zip(self._named, self._addresses, strict=True)
-        )
+        """Whether every parameter is still a view of the stack."""
+        return [parameter.data_ptr() for parameter in self._flat] == self._addresses
 
 
 class WeightRegistry:
@@ -203,6 +194,7 @@ class WeightRegistry:
 
     def __init__(self) -> None:
         self.by_edge: dict[str, tuple[StackedWeights, int]] = {}
+        self._stacks: list[StackedWeights] = []
 
     @classmethod
     def of(cls, network: Network) -> WeightRegistry:
@@ -210,15 +202,22 @@ class WeightRegistry:
         return cls._of.setdefault(network, cls())
 
     def intact(self) -> bool:
-        """Whether all stacks are; if not (``net.to(...)``, a new Parameter), forget them, to be stacked anew."""
-        if all(stack.intact() for stack in {id(s): s for s, _ in self.by_edge.values()}.values()):
+        """Whether all parameters are still views; if not (after ``net.to(...)``), forget all, to be stacked anew."""
+        if all(stack.intact() for stack in self._stacks):
             return True
-        self.by_edge = {}
+        self.by_edge, self._stacks = {}, []
         return False
+
+    def keep(self, parameters: Mapping[str, list[nn.Parameter]]) -> None:
+        """Forget the edges whose parameters, given by edge name, are no longer those that were stacked."""
+        for name, (stack, row) in list(self.by_edge.items()):
+            if [*map(id, parameters.get(name, ()))] != [*map(id, stack.members[row])]:
+                del self.by_edge[name]
 
     def stack(self, edges: Sequence[Edge]) -> StackedWeights:
         """Stack these edges' weights in this order."""
         weights = StackedWeights([edge.module for edge in edges])
+        self._stacks.append(weights)
         self.by_edge.update({edge.name: (weights, row) for row, edge in enumerate(edges)})
         return weights
 
@@ -269,30 +268,30 @@ def stack_nodes(plan: Plan, stacking: bool) -> list[NodeStack]:
 def stack_edges(plan: Plan, nodes: Sequence[NodeStack], registry: WeightRegistry, stacking: bool) -> list[EdgeStack]:
     """Group the edges of a plan's network into stacks, and their weights with them."""
     wiring = plan.wiring
+    registry.keep({edge.name: own for edge, own in zip(wiring.edges, wiring.edge_parameters, strict=True)})
+    crowded = np.bincount(wiring.target, minlength=len(wiring.nodes)) > 1
     stack_at, row_at = np.zeros(len(wiring.nodes), np.intp), np.zeros(len(wiring.nodes), np.intp)
     for place, stack in enumerate(nodes):
         stack_at[stack.positions], row_at[stack.positions] = place, np.arange(len(stack.positions))
-    users: dict[nn.Parameter, int] = {}
-    for part in (*wiring.edges, *wiring.nodes):
-        for parameter in part.parameters():
-            users[parameter] = users.get(parameter, 0) + 1
     groups: dict[Hashable, list[int]] = {}
     chains: dict[int, list[Link] | None] = {}
     for position, edge in enumerate(wiring.edges):
-        chain = None if edge.stochastic else chain_of(edge.module, edge.source.shape)
-        if any(users[parameter] > 1 or not parameter.requires_grad for parameter in edge.parameters()):
+        chain = None if edge.stochastic else chain_of(edge.module, wiring.nodes[wiring.source[position]].shape)
+        if any(wiring.users[p] > 1 or not p.requires_grad for p in wiring.edge_parameters[position]):
             chain = None
         if chain is not None and edge.gain != 1.0:
             chain = [*chain, (Gain(edge.gain), edge.module)]
         chains[position] = chain
-        together = stacking and chain is not None and all(kernel.stacks for kernel, _ in chain)
+        # A node evaluated by autograd keeps what each of its edges contributes, and is handed, apart.
+        alone = chain is None or nodes[stack_at[wiring.target[position]]].chain is None
+        together = stacking and not alone and all(kernel.stacks for kernel, _ in chain or ())
         stacked = registry.by_edge.get(edge.name)
         kind = (
             None if together else edge.name,
             stack_at[wiring.source[position]],
             stack_at[wiring.target[position]],
             None if chain is None else _signature(chain),
-            len(edge.target.incoming) > 1,
+            bool(crowded[wiring.target[position]]),
             None if stacked is None else id(stacked[0]),
         )
         groups.setdefault(kind, []).append(position)
@@ -300,7 +299,7 @@ def stack_edges(plan: Plan, nodes: Sequence[NodeStack], registry: WeightRegistry
     for members in groups.values():
         members.sort(key=lambda p: (row_at[wiring.target[p]], row_at[wiring.source[p]], p))
         edges = [wiring.edges[p] for p in members]
-        if stacking and len(edges) > 1 and edges[0].name not in registry.by_edge and _has_parameters(edges[0]):
+        if stacking and len(edges) > 1 and edges[0].name not in registry.by_edge and wiring.edge_parameters[members[0]]:
             registry.stack(edges)
         weights, rows = None, np.arange(len(edges))
         if stacking and edges[0].name in registry.by_edge:

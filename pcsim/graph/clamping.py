@@ -150,29 +150,3 @@ class Clamping:
     def levels(self) -> Mapping[str, int]:
         """Level of each node that reaches a target: the step at which an error arrives there (SPEC §2, Arrival)."""
         return levels_to(self.network, self.targets, self.deterministic)
-
-    @cached_property
-    def readers(self) -> Mapping[str, frozenset[str]]:
-        """By node: the nodes with an energy whose prediction reads its value, through deterministic nodes."""
-        readers: dict[str, frozenset[str]] = {}
-        others = (name for name in self.network.nodes if name not in self.deterministic)
-        for name in (*reversed(self.deterministic_order), *others):
-            found: set[str] = set()
-            for edge in self.network.outgoing(name):
-                through = edge.target_name in self.deterministic
-                found |= readers[edge.target_name] if through else {edge.target_name}
-            readers[name] = frozenset(found)
-        return readers
-
-    @cached_property
-    def feeders(self) -> Mapping[str, frozenset[str]]:
-        """By node: every node that its prediction reads, directly or through deterministic nodes, those included."""
-        feeders: dict[str, frozenset[str]] = {}
-        for name in self.order:
-            found: set[str] = set()
-            for edge in self.network.incoming(name):
-                found.add(edge.source_name)
-                if edge.source_name in self.deterministic:
-                    found |= feeders[edge.source_name]
-            feeders[name] = frozenset(found)
-        return feeders

@@ -30,6 +30,10 @@ class Energy(ABC):
     """Whether ``precision * energy - log(precision) / 2`` is a negative log-likelihood, unit by unit, up to a
     constant: what a learned precision needs (true of the Gaussian)."""
 
+    rests_at_prediction: ClassVar[bool] = False
+    """Whether both derivatives are exactly zero where value = prediction, so that nothing needs to be computed there.
+    False is always right, and True (of the Gaussian, say) is faster."""
+
     @abstractmethod
     def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
         """Energy of each unit.
@@ -67,6 +71,7 @@ class Gaussian(Energy):
     """½ ‖value − prediction‖², the energy of a Gaussian with unit covariance (arXiv 2407.01163, §2)."""
 
     normalised: ClassVar[bool] = True
+    rests_at_prediction: ClassVar[bool] = True
 
     def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
         """½ (value − prediction)², (batch, *shape)."""
