@@ -4,18 +4,24 @@ from pcsim import data, errors, topologies
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import Backprop, ForwardUpdate, IncrementalUpdate, LearningRule, SettledUpdate
 from pcsim.dynamics.precision import Constant, Decaying, PrecisionSchedule, Spiking
+from pcsim.engine.batched import BatchedEngine
 from pcsim.engine.engine import Engine
+from pcsim.engine.kernel import Kernel
+from pcsim.engine.kernel import register as register_kernel
+from pcsim.engine.reference import ReferenceEngine
 from pcsim.errors import PCError, PCWarning, PrecisionWarning
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import CrossEntropy, Energy, Gaussian, LearnedPrecision
 from pcsim.graph.network import Network
 from pcsim.graph.node import Concatenate, Node, Product, Sum
+from pcsim.graph.rewrite import balance_paths, is_auxiliary
 from pcsim.simulator import Simulator, Trace
 from pcsim.training import Trainer
 from pcsim.version import __version__
 
 __all__ = [
     "Backprop",
+    "BatchedEngine",
     "Concatenate",
     "Constant",
     "CrossEntropy",
@@ -26,6 +32,7 @@ __all__ = [
     "ForwardUpdate",
     "Gaussian",
     "IncrementalUpdate",
+    "Kernel",
     "LearnedPrecision",
     "LearningRule",
     "Network",
@@ -35,6 +42,7 @@ __all__ = [
     "PrecisionSchedule",
     "PrecisionWarning",
     "Product",
+    "ReferenceEngine",
     "Relaxation",
     "SettledUpdate",
     "Simulator",
@@ -43,7 +51,10 @@ __all__ = [
     "Trace",
     "Trainer",
     "__version__",
+    "balance_paths",
     "data",
     "errors",
+    "is_auxiliary",
+    "register_kernel",
     "topologies",
 ]

@@ -149,6 +149,7 @@ class Simulator:
             if held is not None:
                 gradient = held if gradient is None else held.add_(gradient)
             parameter.grad = gradient
+        self._count(state)
 
     def update(self, clamps: Clamps, optimizer: Optimizer, *, record: bool = False) -> Trace:
         """Infer and learn on one batch; with the incremental rule, one optimizer step after every inference step.
@@ -176,13 +177,21 @@ class Simulator:
         weights = [parameter.detach().clone() for parameter in self.network.parameters()]
         moments = copy.deepcopy(optimizer.state_dict())
         try:
-            return self._finish(self.engine.relax(problem, self._state, learn))
+            state = self.engine.relax(problem, self._state, learn)
         except BaseException:
             with torch.no_grad():
                 for parameter, before in zip(self.network.parameters(), weights, strict=True):
                     parameter.copy_(before)
             optimizer.load_state_dict(moments)
             raise
+        self._count(state)
+        return self._finish(state)
+
+    def _count(self, state: State) -> None:
+        """Update the running statistics, once per batch (arXiv 2506.23800, Eq. 6)."""
+        if state.problem.snapshot.normalising and not state.counted:
+            self.engine.update_statistics(state)
+            state.counted = True
 
     def predict(self, clamps: Clamps) -> dict[str, Tensor]:
         """Values of all nodes, given some (SPEC §2, Test); the state that nodes and edges show stays as it is.

@@ -1,1 +1,300 @@
-class Trainer: ...
+"""Training over batches: fit and evaluate, with progress, metrics, schedulers and callbacks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from operator import length_hint
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from tqdm import tqdm
+
+from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
+from pcsim.errors import DivergenceError, SettingError
+from pcsim.graph.evaluation import tensor_options
+from pcsim.graph.network import Network
+from pcsim.graph.node import Node
+from pcsim.metrics import Accuracy, Metric, Outcome, RelaxedEnergy, RunningMeans, measure_all
+from pcsim.simulator import Clamps, Given, Simulator, Trace
+
+SECONDS_BETWEEN_DISPLAYS = 0.2
+
+
+class Trainer:
+    """Trains a simulator's network over batches from any iterable, such as a ``DataLoader``.
+
+    Batches are (input, target) pairs of tensors; targets that are class numbers, (batch,), become one-hot. Modules
+    train in the mode (training or evaluation) that they are in. With a seed, two runs from equal weights are equal bit
+    for bit, as far as the device's kernels are: it seeds torch's generator and those of the loaders at the start of
+    every ``fit``, and does not put back what they held.
+
+    Args:
+        simulator: infers and learns on each batch.
+        optimizer: of the network's parameters.
+        scheduler: any of torch's learning rate schedulers, of this optimizer.
+        schedule_per: step the scheduler after every "epoch" or every "batch".
+        monitor: the metric that a ``ReduceLROnPlateau`` watches: of validation, or of training where there is none.
+        inputs: node to which a batch's inputs are clamped, or its name.
+        target: node to which its targets are clamped and which evaluation predicts, or its name; None for none.
+        clamps: makes the clamps from a batch, where it is no such pair; ``target`` keeps its meaning.
+        metrics: what to measure; accuracy (where there is a target) and relaxed energy by default.
+        relaxed_every: measure metrics of the relaxed state on the first batch of each epoch and evaluation, and on
+            every so-many-th after it; 1 for every batch.
+        callbacks: called in this order.
+        progress: show a bar for each epoch.
+        seed: at least 0; None leaves the random state as it is.
+
+    Raises:
+        SettingError: an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        simulator: Simulator,
+        optimizer: Optimizer,
+        *,
+        scheduler: LRScheduler | None = None,
+        schedule_per: Literal["epoch", "batch"] = "epoch",
+        monitor: str | None = None,
+        inputs: Node | str = "input",
+        target: Node | str | None = "output",
+        clamps: Callable[[Any], Clamps] | None = None,
+        metrics: Sequence[Metric] | None = None,
+        relaxed_every: int = 100,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        self.simulator = simulator
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.schedule_per = schedule_per
+        self.monitor = monitor
+        self.inputs = inputs.name if isinstance(inputs, Node) else inputs
+        self.target = target.name if isinstance(target, Node) else target
+        self.clamps = clamps
+        usual: tuple[Metric, ...] = (RelaxedEnergy(),) if target is None else (RelaxedEnergy(), Accuracy())
+        self.metrics = usual if metrics is None else tuple(metrics)
+        self.relaxed_every = relaxed_every
+        self.callbacks = tuple(callbacks)
+        self.progress = progress
+        self.seed = seed
+        self.history = History()
+        self._stopped = False
+        for name, fits, expected in self._expectations():
+            if not fits:
+                raise SettingError(f"Trainer.{name}: {getattr(self, name)!r} given, expected {expected}")
+
+    def fit(self, train: Iterable[Any], *, epochs: int, validation: Iterable[Any] | None = None) -> History:
+        """Train for so many epochs more; ``trainer.history`` grows, and is returned.
+
+        Args:
+            train: batches, gone through once per epoch.
+            epochs: at least 1.
+            validation: evaluated after every epoch; changes nothing, unless relaxation starts from previous values.
+
+        Raises:
+            SettingError, ClampError: an argument or a batch does not fit.
+            DivergenceError: a latent or gradient is no longer finite; the weights are as the last good batch left them.
+        """
+        if not _whole(epochs, 1):
+            raise SettingError(f"Trainer.fit: epochs={epochs!r} given, expected a whole number of at least 1")
+        _check_loader("train", train, repeated=epochs > 1)
+        if validation is not None:
+            _check_loader("validation", validation, repeated=epochs > 1)
+        self._seed(train, validation)
+        self._stopped = False
+        first = len(self.history.records) + 1
+        guard = self.optimizer.register_step_pre_hook(_refuse_non_finite)
+        try:
+            for callback in self.callbacks:
+                callback.on_fit_start(self)
+            for epoch in range(first, first + epochs):
+                if self._stopped:
+                    break
+                record = self._epoch(epoch, first + epochs - 1, train, validation)
+                self.history.records.append(record)
+                self._schedule("epoch", record.validation or record.train)
+                for callback in self.callbacks:
+                    callback.on_epoch_end(self, record)
+        finally:
+            guard.remove()
+            for callback in self.callbacks:
+                callback.on_fit_end(self, self.history)
+        return self.history
+
+    def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:
+        """Metrics averaged over the samples, all modules in evaluation mode.
+
+        Weights, running statistics and the random state stay; nodes and edges show the last batch that was relaxed.
+
+        Raises:
+            PCError: there is no batch, or as :meth:`Simulator.predict` and :meth:`Simulator.infer`.
+        """
+        _check_loader("evaluation", batches, repeated=False)
+        simulator, means = self.simulator, RunningMeans()
+        relaxing = any(metric.relaxed for metric in self.metrics)
+        with _evaluating(simulator.network):
+            for index, batch in enumerate(batches):
+                clamps = self._clamp(batch)
+                trace = simulator.infer(clamps) if relaxing and index % self.relaxed_every == 0 else None
+                given = {name: clamp for name, clamp in clamps.items() if name != self.target}
+                output = simulator.predict(given)[self.target] if given and self.target is not None else None
+                self._measure(means, clamps, output, trace)
+        return means.read()
+
+    def stop(self) -> None:
+        """End the training after the present batch; its epoch is still validated and recorded."""
+        self._stopped = True
+
+    @property
+    def learning_rate(self) -> float:
+        """Present learning rate of the optimizer's first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _epoch(self, epoch: int, last: int, train: Iterable[Any], validation: Iterable[Any] | None) -> EpochRecord:
+        means, displayed, started = RunningMeans(), 0.0, time.perf_counter()
+        total = length_hint(train) or None
+        with tqdm(desc=f"epoch {epoch}/{last}", total=total, disable=not self.progress, unit="batch") as bar:
+            for index, batch in enumerate(train):
+                rate, clamps = self.learning_rate, self._clamp(batch)
+                try:
+                    trace = self.simulator.update(clamps, self.optimizer)
+                except DivergenceError as error:
+                    raise DivergenceError(f"epoch {epoch}, batch {index}: {error}; it changed no weights") from error
+                output = None if self.target is None else self.simulator.network[self.target].forward_prediction
+                measured = self._measure(means, clamps, output, trace if index % self.relaxed_every == 0 else None)
+                self._schedule("batch", measured)
+                for callback in self.callbacks:
+                    callback.on_batch_end(self, BatchRecord(epoch, index, trace, measured))
+                if self.progress and time.perf_counter() - displayed > SECONDS_BETWEEN_DISPLAYS:
+                    bar.set_postfix(means.read(), refresh=False)
+                    displayed = time.perf_counter()
+                bar.update()
+                if self._stopped:
+                    break
+            metrics, seconds = means.read(), time.perf_counter() - started
+            validated = {} if validation is None else self.evaluate(validation)
+            bar.set_postfix({**metrics, **{f"validation_{name}": number for name, number in validated.items()}})
+        return EpochRecord(epoch, rate, metrics, validated, seconds)
+
+    def _measure(
+        self, means: RunningMeans, clamps: Mapping[str, Given], output: Tensor | None, trace: Trace | None
+    ) -> dict[str, Tensor]:
+        given = None if self.target is None else clamps.get(self.target)
+        target = given[0] if isinstance(given, tuple) else given
+        measured = measure_all(self.metrics, Outcome(self.simulator.network, target, output, trace))
+        some = next(iter(clamps.values()))
+        means.add(measured, len(some[0] if isinstance(some, tuple) else some))
+        return measured
+
+    def _schedule(self, moment: Literal["epoch", "batch"], metrics: Mapping[str, float | Tensor]) -> None:
+        if self.scheduler is None or moment != self.schedule_per:
+            return
+        if self.monitor is None:
+            self.scheduler.step()
+        elif self.monitor in metrics:
+            self.scheduler.step(metrics[self.monitor])  # type: ignore[arg-type]
+        else:
+            known = ", ".join(map(repr, metrics)) or "nothing"
+            raise SettingError(f"Trainer.monitor: {self.monitor!r} given, but {known} was measured; choose of those")
+
+    def _seed(self, *loaders: Iterable[Any] | None) -> None:
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+            for loader in loaders:
+                if isinstance(generator := getattr(loader, "generator", None), torch.Generator):
+                    generator.manual_seed(self.seed)
+
+    def _clamp(self, batch: Any) -> dict[str, Given]:
+        if self.clamps is None:
+            return self._clamp_pair(batch)
+        clamps = self.clamps(batch)
+        if not isinstance(clamps, Mapping) or not clamps:
+            raise SettingError(f"Trainer.clamps: returned {clamps!r}, expected a mapping from nodes to tensors")
+        return {node.name if isinstance(node, Node) else node: clamp for node, clamp in clamps.items()}
+
+    def _clamp_pair(self, batch: Any) -> dict[str, Given]:
+        pair = batch if isinstance(batch, Sequence) and len(batch) == 2 else ()
+        if not pair or self.target is None or not all(isinstance(part, Tensor) for part in pair):
+            raise SettingError(
+                f"batch of type {type(batch).__name__} given, expected a pair of tensors, inputs and targets; give "
+                "Trainer a function clamps= that makes clamps from such a batch"
+            )
+        dtype, device = tensor_options(self.simulator.network)
+        named = {self.inputs: pair[0], self.target: _as_one_hot(pair[1], self.simulator.network[self.target])}
+        return {name: tensor.to(device, dtype, non_blocking=True) for name, tensor in named.items()}
+
+    def _expectations(self) -> Iterator[tuple[str, bool, str]]:
+        """What each argument must fulfil, lazily: a later one may rest on an earlier one."""
+        yield "simulator", isinstance(self.simulator, Simulator), "a pcsim.Simulator"
+        network = self.simulator.network
+        yield "optimizer", isinstance(self.optimizer, Optimizer), "an optimizer of torch.optim"
+        own = {id(parameter) for parameter in network.parameters()}
+        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        yield "optimizer", bool(own & held), "one that holds parameters of the network: give it network.parameters()"
+        of_optimizer = self.scheduler is None or getattr(self.scheduler, "optimizer", None) is self.optimizer
+        yield "scheduler", of_optimizer, "a scheduler made for the trainer's optimizer, or None"
+        yield "schedule_per", self.schedule_per in ("epoch", "batch"), "'epoch' or 'batch'"
+        watches = isinstance(self.scheduler, ReduceLROnPlateau)
+        yield "monitor", watches == (self.monitor is not None), "the name of a metric, for a ReduceLROnPlateau only"
+        node = f"a node of the network: {', '.join(map(repr, network.nodes))}"
+        yield "inputs", self.inputs in network or self.clamps is not None, node
+        yield "target", self.target is None or self.target in network, node
+        clampable = self.target is not None if self.clamps is None else callable(self.clamps)
+        yield "clamps", clampable, "a function from a batch to clamps; without a target node there must be one"
+        yield "metrics", all(isinstance(metric, Metric) for metric in self.metrics), "instances of pcsim.metrics.Metric"
+        yield "callbacks", all(isinstance(c, Callback) for c in self.callbacks), "instances of pcsim.callbacks.Callback"
+        yield "relaxed_every", _whole(self.relaxed_every, 1), "a whole number of at least 1"
+        yield "seed", self.seed is None or _whole(self.seed, 0), "a whole number of at least 0, or None"
+
+
+def _whole(number: object, least: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= least
+
+
+def _check_loader(part: str, batches: object, *, repeated: bool) -> None:
+    given = f"{part}: {type(batches).__name__} given"
+    if not isinstance(batches, Iterable):
+        raise SettingError(f"{given}, expected batches, such as a DataLoader or a list of pairs")
+    if repeated and isinstance(batches, Iterator):
+        raise SettingError(f"{given}, which is used up after one epoch; give a DataLoader or a list")
+    if length_hint(batches, 1) == 0:
+        raise SettingError(f"{given} without batches, expected at least one")
+
+
+def _as_one_hot(target: Tensor, node: Node) -> Tensor:
+    if target.is_floating_point() or target.dim() != 1 or len(node.shape) != 1 or not len(target):
+        return target
+    low, high = int(target.min()), int(target.max())
+    if low < 0 or high >= node.shape[0]:
+        raise SettingError(
+            f"targets from {low} to {high} given, expected class numbers from 0 to {node.shape[0] - 1} for node "
+            f"{node.name!r}; number the classes from 0, or give the node a unit for each"
+        )
+    return one_hot(target.long(), node.shape[0])
+
+
+def _refuse_non_finite(optimizer: Optimizer, *_: object) -> None:
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if gradients and not torch.isfinite(torch.stack([gradient.sum() for gradient in gradients]).sum()):
+        raise DivergenceError("a gradient became NaN or infinite; a smaller learning or inference rate usually helps")
+
+
+@contextmanager
+def _evaluating(network: Network) -> Iterator[None]:
+    """Evaluation mode, and random draws that leave no trace."""
+    modes, device = {module: module.training for module in network.modules()}, tensor_options(network)[1]
+    network.eval()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Literal
 
 import attrs
-from torch import Tensor
+from torch import Tensor, nn
 
 from pcsim.dynamics.precision import Constant, PrecisionSchedule
-from pcsim.errors import SettingError
+from pcsim.errors import PrecisionWarning, SettingError
+from pcsim.graph.network import Network, listed
+from pcsim.graph.node import Node
 
 
 @attrs.frozen
@@ -74,3 +78,48 @@ class Relaxation:
             return self.rate * descent, None
         velocity = descent if velocity is None else descent + self.momentum * velocity
         return self.rate * (descent + self.momentum * velocity if self.nesterov else velocity), velocity
+
+
+STABLE_PRECISION = 0.5
+"""A longer chain of identities diverges where rate · weight · precision stays above this."""
+
+
+def check_delay(network: Network, relaxation: Relaxation) -> None:
+    """Warn (:class:`PrecisionWarning`) of delaying nodes under a relaxation in which they do not delay (SPEC §5).
+
+    A delaying node is predicted by an identity and has rate · weight = 1, as auxiliary nodes do. A precision that
+    lasts beyond the arrival of the error makes chains of them diverge; with Nesterov momentum the delay is not exact.
+
+    Args:
+        network: the graph.
+        relaxation: how its free nodes move.
+    """
+    lasting = min(relaxation.precision.at(step, 0, 4) for step in (1, 2, 3))
+    if lasting <= STABLE_PRECISION and not relaxation.nesterov:
+        return
+    delaying = {name: node for name, node in network.nodes.items() if _delays(node, relaxation.rate)}
+    if not delaying:
+        return
+    consequence = (
+        f"{relaxation.precision} lasts after the error has arrived, so that a chain of them diverges; relax with "
+        "Spiking() or Decaying()"
+        if lasting > STABLE_PRECISION
+        else "with Nesterov momentum they hand on more than they received; use plain gradient descent, or momentum "
+        "without Nesterov"
+    )
+    warnings.warn(
+        f"nodes predicted by an identity with rate * weight = 1 ({listed(delaying, 6)}) delay an error by one step. "
+        f"But {consequence}",
+        PrecisionWarning,
+        stacklevel=2,
+    )
+
+
+def _delays(node: Node, rate: float) -> bool:
+    identities = (node.transfer, *(edge.module for edge in node.incoming))
+    return (
+        not node.deterministic
+        and len(node.incoming) == 1
+        and math.isclose(rate * node.weight, 1.0, rel_tol=1e-6)
+        and all(type(module) is nn.Identity for module in identities)
+    )

@@ -114,6 +114,14 @@ class BatchedEngine(Engine):
                 operation()
         return gradients
 
+    def update_statistics(self, state: State) -> None:
+        """Let normalising modules take the batch into their running statistics (Eq. 6)."""
+        if self._latest is None or self._latest[0] is not state:
+            self._reference.update_statistics(state)
+            return
+        with torch.no_grad():
+            self._latest[1].update_statistics()
+
     def _program(self, problem: Problem, *, teaching: bool) -> Program:
         """The program of a problem, made when it is first needed.
 

@@ -183,8 +183,8 @@ class NodeBuffers:
                 value[row].copy_(problem.origin(node.name, previous))
             if self.partial:
                 self.clamp()
-        if "velocity" in self.tensors:
-            self.tensors["velocity"].zero_()
+        if problem.relaxation.momentum and not (self.stack.given or self.stack.deterministic):
+            self.tensor("velocity").zero_()  # another program of the same arena may have left its own in it
 
     def clamp(self) -> None:
         """Put the given units of partially clamped nodes back."""

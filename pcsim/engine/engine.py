@@ -148,6 +148,8 @@ class State:
     steps: int = 0
     energies: Tensor | None = None
     free_energies: Tensor | None = None
+    counted: bool = False
+    """Whether the running statistics have taken this batch in."""
 
     @property
     def last_step(self) -> int:
@@ -197,3 +199,7 @@ class Engine(ABC):
     @abstractmethod
     def gradients(self, state: State) -> Gradients:
         """Gradients of the problem's learning rule at a relaxed state (SPEC §4)."""
+
+    @abstractmethod
+    def update_statistics(self, state: State) -> None:
+        """Let normalising modules take the batch into their running statistics: once, at the weight update (Eq. 6)."""

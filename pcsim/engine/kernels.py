@@ -173,8 +173,8 @@ class Flatten(Kernel[nn.Flatten]):
         return (module.start_dim, module.end_dim) == (1, -1)
 
     def forward(self, module: nn.Flatten, weights: Weights, value: Tensor, out: Tensor | None, saved: Saved) -> Tensor:
-        """The value, one axis per sample."""
-        return value.flatten(1)
+        """The value, one axis per sample; a copy, since latents move in place while this is still read."""
+        return value.flatten(1).clone() if out is None else out.copy_(value.flatten(1))
 
     def message(
         self,

@@ -36,6 +36,11 @@ def write(goal: Place, original: Place) -> None:
     goal.write(original.read())
 
 
+def take(goal: Place, original: Place) -> None:
+    """Copy one place to another, also where the other would hold on to the tensor itself."""
+    goal.write(original.read().clone() if goal.out is None else goal.out.copy_(original.read()))
+
+
 def zero(place: Place) -> None:
     """Set a place to zero."""
     place.write(torch.zeros_like(place.read())) if place.out is None else place.out.zero_()

@@ -201,22 +201,28 @@ class Plan:
 
     def _step(self, step: int) -> Phase:
         wiring = self.wiring
-        considered = self._live & self._pushable & wiring.weighted if self.leave_out else wiring.energetic
-        schedule = self._schedule(step, considered)
-        push = considered & (schedule != 0) if self.leave_out else considered
-        read = self._live | push if self.problem.record else push
-        refresh, predict = self._refresh(read)
+        schedule = self._schedule(step, wiring.energetic if not self.leave_out else self._live & self._pushable)
+        live = self._live & self._pushable & wiring.weighted & (schedule != 0)
+        push = live if self.leave_out else wiring.energetic
+        refresh, predict = self._refresh(self._live | push if self.problem.record else push)
         upstream = wiring.upstream(push)
         receive = upstream if self.teaching else upstream & wiring.wanting
         message = (push | receive)[wiring.target] & (wiring.wanting | receive)[wiring.source]
+        move = self._moving(live)
+        teach = live | wiring.upstream(live) if self.teaching else np.zeros_like(live)
+        self._advance(move, teach)
+        schedule = schedule * push
+        return Phase(refresh, predict, push, receive, message, teach, move if self.leave_out else wiring.free, schedule)
+
+    def _moving(self, push: Mask) -> Mask:
+        """Free nodes that these nodes' errors move: themselves, what their predictions read, and what has momentum."""
+        wiring = self.wiring
         touched = push.copy()
-        touched[wiring.source[message]] = True
+        touched[wiring.source[(push | wiring.upstream(push))[wiring.target]]] = True
         if self.problem.relaxation.momentum:
             touched |= self._moved
-        move = touched & wiring.free if self.leave_out else wiring.free
-        teach = push | upstream if self.teaching else np.zeros_like(push)
-        self._advance(move, teach)
-        return Phase(refresh, predict, push, receive, message, teach, move, schedule)
+        moving: Mask = touched & wiring.free
+        return moving
 
     def _refresh(self, read: Mask) -> tuple[Mask, Mask]:
         """Edges and nodes to evaluate again so that these nodes' predictions are fresh."""

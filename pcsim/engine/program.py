@@ -241,7 +241,7 @@ class Program:
                     operations.append(partial(do.forward, bound, value, place))
                     value = place
                 if not edge.stages and edge.direct:
-                    operations.append(partial(do.write, edge.place(0, rows), value))
+                    operations.append(partial(do.take, edge.place(0, rows), value))
             for buffers, rows in self._rows(predict & members):
                 self._transfer(operations, buffers, rows, activity)
 
@@ -468,6 +468,18 @@ class Program:
         """Whether every value that moved is finite."""
         totals = [b.tensor("value").sum() for b in self.nodes if not (b.stack.given or b.stack.deterministic)]
         return not totals or bool(torch.isfinite(torch.stack(totals)).all())
+
+    def update_statistics(self) -> None:
+        """Evaluate the modules that normalise once more, on the activity that they saw last, statistics unfrozen."""
+        normalising = {id(module) for module in self.problem.snapshot.normalising}
+        for edge in self.edges:
+            owner = edge.stack.edges[0]
+            if edge.stages and any(id(module) in normalising for module in owner.modules()):
+                owner.contribute(edge.stages[0].saved["value"].detach(), self.problem.seed)
+        for buffers in self.nodes:
+            if buffers.graph is not None and any(id(module) in normalising for module in buffers.node.modules()):
+                leaves, _ = buffers.graph
+                buffers.node.predict([leaf.detach() for leaf in leaves.values()], self.problem.seed)
 
     def lost(self) -> str:
         """Name of a node whose value is not finite."""

@@ -71,6 +71,15 @@ class ReferenceEngine(Engine):
             taught = evaluate(problem, activity, state.value, weights, delta=rule.delta)
             return _gradients(taught, Plan(problem).learning(state.steps).teach)
 
+    def update_statistics(self, state: State) -> None:
+        """Let normalising modules take the batch into their running statistics (Eq. 6)."""
+        problem = state.problem
+        activity = state.forward_value if problem.rule.at_forward else state.value
+        with torch.no_grad():
+            for name, node in problem.network.nodes.items():
+                if node.predicted:
+                    _predict(problem, name, activity)
+
 
 def start(problem: Problem, previous: State | None) -> State:
     """The feed-forward start, and the stated rule where no forward pass gives a value (SPEC §2, Start)."""

@@ -1,5 +1,17 @@
 """Ready graphs to start from: each returns a network that can be printed, edited and simulated."""
 
 from pcsim.topologies.mlp import mlp, residual_mlp
+from pcsim.topologies.resnet import RESNET_DESIGNS, resnet
+from pcsim.topologies.vgg import VGG_DESIGNS, Convolution, VGGDesign, tanh_gelu, vgg
 
-__all__ = ["mlp", "residual_mlp"]
+__all__ = [
+    "RESNET_DESIGNS",
+    "VGG_DESIGNS",
+    "Convolution",
+    "VGGDesign",
+    "mlp",
+    "residual_mlp",
+    "resnet",
+    "tanh_gelu",
+    "vgg",
+]

@@ -1,0 +1,128 @@
+"""Metrics: what a trainer measures of each batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import attrs
+import torch
+from torch import Tensor
+
+from pcsim.errors import SettingError
+from pcsim.graph.network import Network
+from pcsim.simulator import Trace
+
+
+@attrs.frozen(eq=False)
+class Outcome:
+    """One batch after a run, as metrics see it; the network's nodes and edges show its state.
+
+    Args:
+        network: the network that ran.
+        target: what was given of the target node, (batch, *shape); None where it was not.
+        output: prediction of the target node, (batch, *shape): in training by the forward pass of the run itself, so
+            before the weights learned; in evaluation by :meth:`Simulator.predict`. None where there is no target.
+        trace: of the relaxation; None in evaluation of a batch that was not relaxed.
+    """
+
+    network: Network
+    target: Tensor | None
+    output: Tensor | None
+    trace: Trace | None
+
+
+class Metric(ABC):
+    """Base class of metrics; a user's own needs only ``measure``."""
+
+    relaxed: ClassVar[bool] = False
+    """Whether it reads the relaxed state, which costs an evaluation of the whole network: ``relaxed_every``."""
+
+    @abstractmethod
+    def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
+        """Means over the samples of one batch, 0-d, by name."""
+
+
+@attrs.frozen
+class Accuracy(Metric):
+    """The share of samples, 0 to 1, whose largest output is at the largest target (along axis 1).
+
+    In training it is that of the forward pass before the weights learned from the batch, and costs nothing.
+    """
+
+    def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
+        """{"accuracy": 0-d}; SettingError where the batch has no target."""
+        if outcome.output is None or outcome.target is None:
+            raise SettingError("Accuracy needs a clamped target: name it with target=, or measure something else")
+        return {"accuracy": (outcome.output.argmax(1) == outcome.target.argmax(1)).float().mean()}
+
+
+@attrs.frozen
+class RelaxedEnergy(Metric):
+    """Σ w_n E_n per sample, precision left out, at the relaxed values and the present weights."""
+
+    relaxed: ClassVar[bool] = True
+
+    def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
+        """{"energy": 0-d}, in training at the weights after the update."""
+        nodes = outcome.network.nodes.values()
+        return {"energy": torch.stack([node.weight * node.energy.mean() for node in nodes]).sum()}
+
+
+@attrs.frozen
+class ErrorByLevel(Metric):
+    """‖ε_n‖ per sample, averaged over the nodes of each level (SPEC §2, Arrival)."""
+
+    relaxed: ClassVar[bool] = True
+
+    def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
+        """{"error_level_<level>": 0-d} of every level that holds a node with an energy."""
+        assert outcome.trace is not None, "metrics of the relaxed state are measured after a relaxation only"
+        norms: dict[int, list[Tensor]] = {}
+        for name in outcome.trace.nodes:
+            if name in outcome.trace.levels:
+                norm = outcome.network[name].error.flatten(1).norm(dim=1).mean()
+                norms.setdefault(outcome.trace.levels[name], []).append(norm)
+        return {f"error_level_{level}": torch.stack(norms[level]).mean() for level in sorted(norms)}
+
+
+def measure_all(metrics: Sequence[Metric], outcome: Outcome) -> dict[str, Tensor]:
+    """What all metrics measure of one batch, 0-d, by name; those of the relaxed state only where there is one.
+
+    Raises:
+        SettingError: two metrics measure something of the same name.
+    """
+    measured: dict[str, Tensor] = {}
+    for metric in metrics:
+        if metric.relaxed and outcome.trace is None:
+            continue
+        for name, mean in metric.measure(outcome).items():
+            if name in measured:
+                raise SettingError(
+                    f"metric {name!r} is measured twice, the second time by {metric}; drop or rename one"
+                )
+            measured[name] = mean.detach()
+    return measured
+
+
+class RunningMeans:
+    """Means over the samples of many batches, by name; they stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._samples: dict[str, int] = {}
+        self._batches = 0
+
+    def add(self, measured: Mapping[str, Tensor], samples: int) -> None:
+        """Count in means, 0-d, over so many samples."""
+        self._batches += 1
+        for name, mean in measured.items():
+            self._sums[name] = self._sums.get(name, 0) + samples * mean
+            self._samples[name] = self._samples.get(name, 0) + samples
+
+    def read(self) -> dict[str, float]:
+        """The means so far; waits for the device. SettingError if nothing was counted in yet."""
+        if not self._batches:
+            raise SettingError("no batches given, expected at least one; a generator, for one, gives its batches once")
+        return {name: total.item() / self._samples[name] for name, total in self._sums.items()}

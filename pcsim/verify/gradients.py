@@ -1,0 +1,142 @@
+"""The local rules against autograd on the total energy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from pcsim.dynamics.inference import Relaxation
+from pcsim.dynamics.learning import Backprop, ForwardUpdate, IncrementalUpdate, LearningRule, SettledUpdate
+from pcsim.errors import SettingError
+from pcsim.graph.network import Network
+from pcsim.simulator import Clamps, Simulator
+from pcsim.verify.case import Case, EngineChoice, in_float64
+from pcsim.verify.comparing import compare, largest
+from pcsim.verify.oracle import energetic, total_energy
+from pcsim.verify.recording import RecordingOptimizer
+from pcsim.verify.restart import plain, trajectory
+
+
+def check_gradients(
+    network: Network,
+    clamps: Clamps,
+    relaxation: Relaxation | None = None,
+    rule: LearningRule | None = None,
+    *,
+    engine: EngineChoice = "batched",
+    tolerance: float = 1e-9,
+) -> None:
+    """The local rules equal autograd's gradient of the total energy, for every node and every parameter.
+
+    The displacement of every free node at every step, divided by the rate, is compared with −∂F_t/∂v; the gradients
+    that the learning rule leaves are compared with those of the energy that it descends (SPEC §4), and where it
+    leaves None, the gradient must be zero.
+
+    Args:
+        network: the graph; a copy is used.
+        clamps: what is given.
+        relaxation: rate, steps and schedule; momentum and tolerance are left out, as neither is part of a gradient.
+        rule: the learning rule; settled, forward and incremental in turn by default.
+        engine: what is checked.
+        tolerance: relative to the largest number compared, and at least to 1.
+
+    Raises:
+        AssertionError: they differ; names the node or the parameter, and prints the network as code.
+        SettingError: the rule is a user's own, of which no objective is known.
+    """
+    case = in_float64(network, clamps, relaxation, rule)
+    states = trajectory(case, engine)
+    for step in range(case.relaxation.steps):
+        before, after = states[step], states[step + 1]
+        for name, descent in _descent(case, before, step).items():
+            moved = (after[name] - before[name]) / case.relaxation.rate
+            units, size = case.free_units(name), largest(before[name], after[name], descent)
+            compare(f"node {name!r}, step {step}: −∂F_t/∂v", moved[units], descent[units], tolerance, size, case)
+    if not any(name in energetic(case.network, case.deterministic) for name in case.clamps):
+        return  # no clamped node is predicted, so there is nothing to learn from
+    for each in [SettledUpdate(), ForwardUpdate(), IncrementalUpdate()] if rule is None else [rule]:
+        _check_parameters(attrs.evolve(case, rule=each), states, engine, tolerance)
+
+
+def _descent(case: Case, state: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+    """−∂F_t/∂v of every free node, by autograd on the whole of F_t."""
+    leaves = {name: state[name].detach().requires_grad_() for name in case.free}
+    energy = total_energy(case.network, {**state, **leaves}, case.deterministic, case.factors(step))
+    gradients = _gradients(energy, list(leaves.values()))
+    return {name: -gradient for name, gradient in zip(leaves, gradients, strict=True)}
+
+
+def _gradients(energy: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    if not inputs or not energy.requires_grad:
+        return [torch.zeros_like(tensor) for tensor in inputs]
+    found = torch.autograd.grad(energy, inputs, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g.detach() for t, g in zip(inputs, found, strict=True)]
+
+
+def _check_parameters(case: Case, states: list[dict[str, Tensor]], engine: EngineChoice, tolerance: float) -> None:
+    rule = case.rule
+    if type(rule) not in (SettledUpdate, ForwardUpdate, IncrementalUpdate, Backprop):
+        raise SettingError(
+            f"check_gradients knows no objective of {type(rule).__name__}; compare its gradients yourself"
+        )
+    if isinstance(rule, IncrementalUpdate):
+        recorder = RecordingOptimizer(case.network, learning_rate=0.0)
+        Simulator(case.network, plain(case, case.relaxation.steps), rule, engine=engine).update(case.clamps, recorder)
+        for step, found in enumerate(recorder.gradients):
+            weighed = _Learning(case, states[step], states[step], case.factors(step), case.factors(step))
+            weighed.compare(f"{type(rule).__name__}, step {step}", found, tolerance)
+        return
+    simulator = Simulator(case.network, plain(case, case.relaxation.steps), rule, engine=engine)
+    simulator.infer(case.clamps)
+    simulator.compute_gradients()
+    found = {name: parameter.grad for name, parameter in case.network.named_parameters()}
+    activity = states[0] if isinstance(rule, ForwardUpdate) else states[-1]
+    ones = dict.fromkeys(case.network.nodes, 1.0)
+    _Learning(case, states[-1], activity, None, ones).compare(type(rule).__name__, found, tolerance)
+
+
+@attrs.frozen
+class _Learning:
+    """The energies that a rule descends.
+
+    Args:
+        case: what was run.
+        value: v_n that errors are taken of.
+        activity: what the edges read.
+        factors: the schedule's factors in the gradients of weights; None leaves precision out.
+        own_factors: those in the gradients of learned precisions.
+    """
+
+    case: Case
+    value: Mapping[str, Tensor]
+    activity: Mapping[str, Tensor]
+    factors: Mapping[str, float] | None
+    own_factors: Mapping[str, float]
+
+    def energy(self, factors: Mapping[str, float] | None) -> Tensor:
+        return total_energy(self.case.network, self.value, self.case.deterministic, factors, activity=self.activity)
+
+    def compare(self, where: str, found: Mapping[str, Tensor | None], tolerance: float) -> None:
+        network = self.case.network
+        named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        owners = {id(n.log_precision): n.name for n in network.nodes.values() if n.log_precision is not None}
+        of_weights = _gradients(self.energy(self.factors), list(named.values()))
+        of_precisions = _gradients(self.energy(self.own_factors), list(named.values()))
+        for (name, parameter), weight, precision in zip(named.items(), of_weights, of_precisions, strict=True):
+            owner, got, note = owners.get(id(parameter)), found[name], ""
+            expected = (weight if owner is None else precision) / self.case.batch
+            if got is None:
+                if owner is not None and self._without_evidence(owner):
+                    continue
+                got, note = torch.zeros_like(expected), " (its grad is None)"
+            what = f"{where}: gradient of parameter {name!r}{note}"
+            compare(what, got, expected, tolerance, largest(expected), self.case)
+
+    def _without_evidence(self, name: str) -> bool:
+        """Whether no error of a node counts, so that nothing but −½ log π is left to learn its precision from."""
+        alone = dict.fromkeys(self.case.network.nodes, 0.0) | {name: self.own_factors[name]}
+        nothing = dict.fromkeys(self.case.network.nodes, 0.0)
+        return bool(self.energy(alone) == self.energy(nothing))

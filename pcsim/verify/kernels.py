@@ -1,0 +1,82 @@
+"""A kernel computes what autograd does."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pcsim.engine.kernel import kernel_for
+from pcsim.errors import SettingError
+
+
+def check_kernel(module: nn.Module, shape: tuple[int, ...], *, batch: int = 3, tolerance: float = 1e-9) -> None:
+    """The kernel registered for a module's type equals autograd, with and without a place to write to.
+
+    A kernel that stacks is compared on a stack of two as well. Values, weights and errors are random, in float64; the
+    module itself is left as it was.
+
+    Args:
+        module: of the type to check.
+        shape: of one value, the batch axis left out.
+        batch: number of samples.
+        tolerance: relative to the largest number compared, and at least to 1.
+
+    Raises:
+        SettingError: no kernel is registered for it, or it does not accept that shape.
+        AssertionError: prediction, message or gradient differs; says which, of what, and by how much.
+    """
+    kernel = kernel_for(module, shape)
+    if kernel is None:
+        raise SettingError(
+            f"check_kernel: no kernel takes {module!r} on values of shape {shape}; register one with "
+            "pcsim.register_kernel, or check its accepts()"
+        )
+    for count in (None, 2) if kernel.stacks else (None,):
+        generator = torch.Generator().manual_seed(0)
+        lead = (batch,) if count is None else (count, batch)
+        value = torch.randn(*lead, *shape, generator=generator, dtype=torch.float64)
+        weights = [
+            torch.randn(*(() if count is None else (count,)), *p.shape, generator=generator, dtype=torch.float64)
+            for p in module.parameters()
+        ]
+        output, delta, message, gradients = _by_autograd(module, value, weights, stacked=count is not None)
+        saved: dict[str, Tensor] = {}
+        for out, back in ((None, None), (torch.full_like(output, 7.0), torch.full_like(value, 7.0))):
+            got = kernel.forward(module, weights, value, out, saved)
+            _same(module, "prediction", got, output, tolerance)
+            kept = {"nothing": (torch.full_like(value, 7.0), torch.full_like(output, 7.0))}
+            kept |= {"input": (value, torch.full_like(output, 7.0)), "output": (torch.full_like(value, 7.0), got)}
+            sent = kernel.message(module, weights, delta.clone(), *kept[kernel.reads], back, saved)
+            _same(module, "message", sent, message, tolerance)
+        places = [torch.full_like(weight, 7.0) for weight in weights]
+        if places:
+            kernel.gradients(module, weights, delta, value, -0.5, places, saved)
+        for position, (place, gradient) in enumerate(zip(places, gradients, strict=True)):
+            _same(module, f"gradient of parameter {position}", place, -0.5 * gradient, tolerance)
+
+
+def _by_autograd(
+    module: nn.Module, value: Tensor, weights: list[Tensor], *, stacked: bool
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    names = [name for name, _ in module.named_parameters()]
+    leaves = [value.clone().requires_grad_(), *(weight.clone().requires_grad_() for weight in weights)]
+
+    def call(given: Tensor, *own: Tensor) -> Tensor:
+        result: Tensor = torch.func.functional_call(module, dict(zip(names, own, strict=True)), (given,))
+        return result
+
+    rows = [tuple(leaf[row] for leaf in leaves) for row in range(len(value))] if stacked else [tuple(leaves)]
+    outputs = [call(*row) for row in rows]
+    output = torch.stack(outputs) if stacked else outputs[0]
+    delta = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+    message, *gradients = torch.autograd.grad(output, leaves, delta)
+    return output.detach(), delta, message, gradients
+
+
+def _same(module: nn.Module, what: str, got: Tensor, expected: Tensor, tolerance: float) -> None:
+    if got.shape != expected.shape:
+        raise AssertionError(f"{module!r}: {what} has shape {tuple(got.shape)}, autograd's {tuple(expected.shape)}")
+    difference = float((got - expected).abs().max()) if got.numel() else 0.0
+    allowed = tolerance * max(1.0, float(expected.abs().max()) if expected.numel() else 0.0)
+    if not difference <= allowed:
+        raise AssertionError(f"{module!r}: {what} differs from autograd's by {difference:.3g}, allowed {allowed:.3g}")

@@ -1,0 +1,140 @@
+"""Updates are local: in space, a node's neighbourhood; in time, the present state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from pcsim.dynamics.inference import Relaxation
+from pcsim.errors import SettingError
+from pcsim.graph.network import Network
+from pcsim.simulator import Clamps
+from pcsim.verify.case import Case, EngineChoice, in_float64
+from pcsim.verify.comparing import compare, largest
+from pcsim.verify.restart import clamped_onto, random_state, trajectory, values_after_one_step
+
+
+def check_locality(
+    network: Network,
+    clamps: Clamps,
+    relaxation: Relaxation | None = None,
+    *,
+    engine: EngineChoice = "batched",
+    tolerance: float = 1e-12,
+    seed: int = 0,
+) -> None:
+    """A node's update reads its neighbourhood only, and the present state only.
+
+    Space: from a random state, all values, clamps and parameters outside the neighbourhood of each free node are
+    changed, and its displacement must stay. The neighbourhood of a node is itself, what predicts it, what it predicts,
+    and what else predicts that; deterministic nodes between count as part of the edges. Time: a relaxation started
+    from a state that another one has reached must continue as that one does.
+
+    Args:
+        network: the graph; a copy is used.
+        clamps: what is given.
+        relaxation: rate, steps and schedule.
+        engine: what is checked.
+        tolerance: relative to the largest number compared, and at least to 1.
+        seed: of the random state and the random changes.
+
+    Raises:
+        AssertionError: an update changed; names the node, and prints the network as code.
+        SettingError: the relaxation has momentum, with which an update depends on the past by design.
+    """
+    case = in_float64(network, clamps, relaxation)
+    if case.relaxation.momentum:
+        raise SettingError(
+            f"check_locality: momentum {case.relaxation.momentum} given, with which an update depends on the past by "
+            "design; set it to 0"
+        )
+    _check_time(case, engine, tolerance)
+    _check_space(case, engine, tolerance, seed)
+
+
+def _check_time(case: Case, engine: EngineChoice, tolerance: float) -> None:
+    states = trajectory(case, engine)
+    for step in range(case.relaxation.steps):
+        restarted = values_after_one_step(case, case.factors(step), states[step], engine)
+        for name, expected in states[step + 1].items():
+            what = f"node {name!r}: its value after step {step}, restarted from the state before it"
+            compare(what, restarted[name], expected, tolerance, largest(states[step][name], expected), case)
+
+
+def _check_space(case: Case, engine: EngineChoice, tolerance: float, seed: int) -> None:
+    state, factors = random_state(case, seed), case.factors(0)
+    expected = values_after_one_step(case, factors, clamped_onto(case, state), engine)
+    elsewhere = random_state(case, seed + 1)
+    for name in case.free:
+        inside = _neighbourhood(case, name)
+        outside = [other for other in case.network.nodes if other not in inside]
+        parameters = _parameters_beyond(case, name, inside)
+        if not outside and not parameters:
+            continue
+        clamps = case.clamps | {o: _given_instead(case.clamps[o], elsewhere[o]) for o in outside if o in case.clamps}
+        changed = attrs.evolve(case, clamps=clamps)
+        with _shifted(parameters):
+            start = clamped_onto(changed, state | {other: elsewhere[other] for other in outside})
+            moved = values_after_one_step(changed, factors, start, engine)
+        what = f"node {name!r}: its value after one step, with {outside} and parameters beyond its edges changed"
+        compare(what, moved[name], expected[name], tolerance, largest(expected[name], state[name]), case)
+
+
+def _neighbourhood(case: Case, name: str) -> set[str]:
+    network, deterministic = case.network, case.deterministic
+    inside: set[str] = set()
+    for centre in _centres(case, name):
+        inside |= {centre} | _through(centre, deterministic, lambda n: [e.source_name for e in network.incoming(n)])
+    return inside
+
+
+def _centres(case: Case, name: str) -> set[str]:
+    """A node and the nodes with a value of their own that it helps to predict."""
+    network, deterministic = case.network, case.deterministic
+    return {name} | _through(
+        name, deterministic, lambda n: [e.target_name for e in network.outgoing(n)]
+    ) - deterministic
+
+
+def _through(start: str, deterministic: Collection[str], further: Callable[[str], list[str]]) -> set[str]:
+    """Nodes one hop further, deterministic nodes not counted as a hop but found as well."""
+    found: set[str] = set()
+    frontier = further(start)
+    while frontier:
+        name = frontier.pop()
+        if name not in found:
+            found.add(name)
+            if name in deterministic:
+                frontier += further(name)
+    return found
+
+
+def _parameters_beyond(case: Case, name: str, inside: Collection[str]) -> list[nn.Parameter]:
+    """Parameters that have no part in the predictions which a node's update reads."""
+    read = _centres(case, name) | {other for other in inside if other in case.deterministic}
+    parts: list[nn.Module] = [part for n in read for part in (case.network[n], *case.network.incoming(n))]
+    inner = {id(parameter) for part in parts for parameter in part.parameters()}
+    return [parameter for parameter in case.network.parameters() if id(parameter) not in inner]
+
+
+def _given_instead(given: Tensor | tuple[Tensor, Tensor], value: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    return (value, given[1]) if isinstance(given, tuple) else value
+
+
+@contextmanager
+def _shifted(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Parameters half a unit off, for as long as it lasts."""
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.add_(0.5)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)

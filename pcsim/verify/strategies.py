@@ -1,0 +1,363 @@
+"""Hypothesis strategies: random networks, and random problems on them.
+
+Graphs are small (a few nodes of a few units) and cover what a user can build: chains, skips, cycles, self-loops,
+parallel edges, deterministic nodes, one to three axes, shared modules. Everything is drawn from hypothesis or from a
+drawn seed, so a failure shrinks and can be run again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pcsim.dynamics.inference import Relaxation
+from pcsim.dynamics.learning import Backprop, ForwardUpdate, IncrementalUpdate, LearningRule, SettledUpdate
+from pcsim.dynamics.precision import Constant, Decaying, PrecisionSchedule, Spiking
+from pcsim.errors import PCError
+from pcsim.graph.clamping import Clamping
+from pcsim.graph.energy import CrossEntropy, LearnedPrecision
+from pcsim.graph.network import Network
+from pcsim.graph.node import Concatenate, Node, Product
+from pcsim.verify.case import Case, NamedClamps, SeededNetwork, fully_clamped
+
+Shape = tuple[int, ...]
+
+NodeFactory = Callable[[Shape], st.SearchStrategy[Mapping[str, Any]]]
+"""From a node's shape to keyword arguments of :meth:`Network.add_node` (transfer, weight, precision, energy)."""
+
+EdgeFactory = Callable[[Shape, Shape], st.SearchStrategy[nn.Module]]
+"""From the shapes of a source and of a contribution to a module between them."""
+
+RULES: tuple[LearningRule, ...] = (SettledUpdate(), ForwardUpdate(), IncrementalUpdate(), Backprop())
+
+SEEDS = st.integers(0, 2**16)
+
+
+def shapes() -> st.SearchStrategy[Shape]:
+    """Shapes of one, two or three axes, of at most four units or so."""
+    one = st.tuples(st.integers(1, 4))
+    two = st.tuples(st.integers(1, 2), st.integers(1, 2))
+    three = st.tuples(st.integers(1, 2), st.just(2), st.integers(1, 2))
+    return st.one_of(one, one, two, three)
+
+
+def transfers(shape: Shape) -> st.SearchStrategy[nn.Module | None]:
+    """Smooth transfers for a shape, among them one with parameters of its own; None for none."""
+    makers: tuple[Callable[[], nn.Module | None], ...] = (
+        lambda: None,
+        nn.Tanh,
+        lambda: nn.GELU(approximate="tanh"),
+        lambda: nn.Sequential(nn.Tanh(), nn.Linear(shape[-1], shape[-1])),
+    )
+    return st.sampled_from(makers).map(lambda make: make())
+
+
+def precisions(shape: Shape, learned: bool = True) -> st.SearchStrategy[float | Tensor | LearnedPrecision]:
+    """One precision for a node, one per unit, or learned ones."""
+    number = st.sampled_from((1.0, 1.0, 0.5, 2.0, 0.0))
+    per_unit = SEEDS.map(
+        lambda seed: 0.25 + 2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    )
+    asked = st.sampled_from((LearnedPrecision(), LearnedPrecision(per_unit=True)))
+    return st.one_of(number, number, per_unit, *([asked] if learned else []))
+
+
+def node_options(shape: Shape, *, learned_precision: bool = True) -> st.SearchStrategy[Mapping[str, Any]]:
+    """The default node factory: a transfer, a weight and a precision."""
+    weights = st.sampled_from((1.0, 1.0, 1.0, 0.5, 3.0, 0.0))
+    drawn = st.tuples(transfers(shape), weights, precisions(shape, learned_precision))
+    return drawn.map(lambda options: dict(zip(("transfer", "weight", "precision"), options, strict=True)))
+
+
+def linear_node_options(shape: Shape) -> st.SearchStrategy[Mapping[str, Any]]:
+    """A node factory without transfers, for linear Gaussian networks; precisions are positive."""
+    return precisions(shape, learned=False).map(lambda p: {"precision": p if isinstance(p, Tensor) or p else 1.5})
+
+
+def linear_edge_modules(source: Shape, contribution: Shape) -> st.SearchStrategy[nn.Module]:
+    """Affine modules between two shapes: dense, convolutional, or the identity where that fits."""
+    kinds = ["dense"]
+    if source == contribution:
+        kinds.append("identity")
+    if len(source) == len(contribution) in (2, 3) and source[1:] == contribution[1:]:
+        kinds.append("convolution")
+    if source[:-1] == contribution[:-1]:
+        kinds.append("linear")
+    drawn = st.tuples(st.sampled_from(kinds), st.booleans())
+    return drawn.map(lambda kind_and_bias: _module(*kind_and_bias, source, contribution))
+
+
+def edge_modules(source: Shape, contribution: Shape) -> st.SearchStrategy[nn.Module]:
+    """The default edge factory: an affine module, now and then with a nonlinearity before it."""
+    affine = linear_edge_modules(source, contribution)
+    return st.one_of(affine, affine, affine.map(lambda module: nn.Sequential(nn.Tanh(), module)))
+
+
+def _module(kind: str, bias: bool, source: Shape, contribution: Shape) -> nn.Module:
+    if kind == "identity":
+        return nn.Identity()
+    if kind == "linear":
+        return nn.Linear(source[-1], contribution[-1], bias=bias)
+    if kind == "convolution":
+        convolution = nn.Conv1d if len(source) == 2 else nn.Conv2d
+        return convolution(source[0], contribution[0], 3, padding=1, bias=bias)
+    dense = nn.Linear(math.prod(source), math.prod(contribution), bias=bias)
+    before = [nn.Flatten()] if len(source) > 1 else []
+    after = [nn.Unflatten(1, contribution)] if len(contribution) > 1 else []
+    return nn.Sequential(*before, dense, *after) if before or after else dense
+
+
+@st.composite
+def networks(
+    draw: st.DrawFn,
+    *,
+    nodes: tuple[int, int] = (2, 8),
+    cycles: bool = True,
+    deterministic: bool = True,
+    combines: bool = True,
+    priors: bool = True,
+    cross_entropy: bool = True,
+    sharing: bool = True,
+    node_factory: NodeFactory = node_options,
+    edge_factory: EdgeFactory = edge_modules,
+) -> SeededNetwork:
+    """Random networks in float64, weights from a drawn seed.
+
+    Args:
+        draw: given by hypothesis.
+        nodes: fewest and most nodes.
+        cycles: allow edges back and to the node itself.
+        deterministic: allow deterministic nodes.
+        combines: allow products and concatenations beside sums.
+        priors: allow priors on roots.
+        cross_entropy: allow that energy on sinks.
+        sharing: allow one module on several edges.
+        node_factory: arguments of nodes by shape: transfer, weight, precision, energy.
+        edge_factory: modules by the shapes of their source and of their contribution.
+    """
+    count = draw(st.integers(*nodes))
+    ends = draw(_edge_ends(count, cycles))
+    palette = draw(st.lists(shapes(), min_size=1, max_size=3))
+    network = SeededNetwork()
+    contributions: list[list[Shape]] = []
+    for index in range(count):
+        before = [source for source, target in ends if target == index]
+        leaves = any(source == index for source, _ in ends)
+        shape = draw(st.sampled_from(palette))
+        options = dict(draw(node_factory(shape)))
+        backward = any(source >= index for source in before)
+        combine, given = draw(_combine(shape, len(before), combines))
+        contributions.append(given)
+        if before and not backward and deterministic and leaves and draw(st.integers(0, 3)) == 3:
+            options["deterministic"] = True
+        if not before and priors and not any(key in options for key in ("prior", "deterministic")):
+            options["prior"] = draw(_priors(shape))
+        if not leaves and before and cross_entropy and "energy" not in options and draw(st.integers(0, 3)) == 3:
+            options |= {"energy": CrossEntropy(), "transfer": None}
+            if isinstance(options.get("precision"), LearnedPrecision):
+                del options["precision"]
+        network.add_node(f"n{index}", shape, combine=combine, **options)
+    made: dict[tuple[Shape, Shape], nn.Module] = {}
+    for target in range(count):
+        before = [source for source, end in ends if end == target]
+        for source, shape in zip(before, contributions[target], strict=True):
+            key = network[f"n{source}"].shape, shape
+            if sharing and key in made and draw(st.integers(0, 5)) == 5:
+                module = made[key]
+            else:
+                module = made[key] = draw(edge_factory(*key))
+            gain = draw(st.sampled_from((1.0, 1.0, 1.0, 0.5, -0.75)))
+            network.add_edge(f"n{source}", f"n{target}", module, gain=gain)
+    network.double()
+    network.seed_weights(draw(SEEDS))
+    return network
+
+
+@st.composite
+def _edge_ends(draw: st.DrawFn, count: int, cycles: bool) -> list[tuple[int, int]]:
+    """Indices of sources and targets: mostly forward and connected, parallel edges allowed."""
+    ends = []
+    for target in range(1, count):
+        if draw(st.integers(0, 5)) == 5:
+            continue  # another root
+        sources = [target - 1] if draw(st.booleans()) else []
+        sources += draw(st.lists(st.integers(0, target - 1), min_size=1 - len(sources), max_size=2))
+        ends += [(source, target) for source in sources]
+    if cycles and draw(st.booleans()):
+        for _ in range(draw(st.integers(1, 2))):
+            target = draw(st.integers(0, count - 1))
+            ends.append((draw(st.integers(target, count - 1)), target))
+    return ends
+
+
+@st.composite
+def _combine(draw: st.DrawFn, shape: Shape, count: int, any_kind: bool) -> tuple[nn.Module | None, list[Shape]]:
+    """How a node combines its inputs, and the shape of each."""
+    kinds = ["sum", "sum"]
+    if any_kind and count > 1:
+        kinds.append("product")
+        if count <= shape[0]:
+            kinds.append("concatenate")
+    kind = draw(st.sampled_from(kinds))
+    if kind == "concatenate":
+        sizes = [shape[0] // count + (place < shape[0] % count) for place in range(count)]
+        return Concatenate(), [(size, *shape[1:]) for size in sizes]
+    return Product() if kind == "product" else None, [shape] * count
+
+
+@st.composite
+def _priors(draw: st.DrawFn, shape: Shape) -> float | Tensor | None:
+    kind = draw(st.sampled_from(("none", "none", "number", "per unit", "learned")))
+    if kind == "none":
+        return None
+    if kind == "number":
+        return draw(st.sampled_from((0.0, 0.5, -1.0)))
+    prior = torch.zeros(shape, dtype=torch.float64)
+    if kind == "learned":
+        return nn.Parameter(prior)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(draw(SEEDS)), dtype=torch.float64)
+
+
+@st.composite
+def clamps(
+    draw: st.DrawFn,
+    network: Network,
+    *,
+    batch: int,
+    partial: bool = True,
+    targets: bool | None = None,
+    every_root: bool = False,
+) -> NamedClamps:
+    """What is given of a network: some of its roots, and none, one or several targets, in whole or in part.
+
+    Nodes with a cross-entropy energy are given distributions, and mostly given: without a clamp their energy has no
+    minimum.
+
+    Args:
+        draw: given by hypothesis.
+        network: the graph.
+        batch: number of samples.
+        partial: allow masks.
+        targets: whether at least one node with incoming edges is given; None leaves it open.
+        every_root: give every node without incoming edges and without a prior.
+    """
+    given: NamedClamps = {}
+    roots = [node for node in network.nodes.values() if not node.incoming]
+    others = [node for node in network.nodes.values() if node.incoming]
+    chosen = [n for n in roots if (every_root and n.prior is None) or draw(st.integers(0, 4)) < 4]
+    entropic = [n for n in others if isinstance(n.energy_function, CrossEntropy) and draw(st.integers(0, 7)) < 7]
+    if targets is not False and others:
+        fewest = 1 if targets and not entropic else 0
+        picked = draw(st.lists(st.sampled_from(others), min_size=fewest, max_size=2, unique_by=lambda n: n.name))
+        chosen += [n for n in picked if n not in entropic]
+    chosen += entropic
+    if not chosen:
+        chosen = roots[:1] or others[:1]
+    for node in chosen:
+        masks = partial and not node.deterministic and not isinstance(node.energy_function, CrossEntropy)
+        given[node.name] = draw(_clamp(node, batch, masks and not (every_root and not node.incoming)))
+    return given
+
+
+@st.composite
+def _clamp(draw: st.DrawFn, node: Node, batch: int, masks: bool) -> Tensor | tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(draw(SEEDS))
+    value = torch.randn(batch, *node.shape, generator=generator, dtype=torch.float64)
+    if isinstance(node.energy_function, CrossEntropy):
+        value = torch.softmax(value, 1)
+    kind = draw(st.sampled_from(("full", "full", "full", "units", "samples"))) if masks else "full"
+    if kind == "full":
+        return value
+    mask = torch.rand(value.shape if kind == "samples" else node.shape, generator=generator) < 0.5
+    return value, mask
+
+
+@st.composite
+def schedules(draw: st.DrawFn, rate: float) -> PrecisionSchedule:
+    """Constant, spiking (α = 0 and the paper's Eq. 4 among them) and decaying schedules."""
+    kind = draw(st.sampled_from(("constant", "spiking", "covariance", "decaying")))
+    if kind == "constant":
+        return Constant(draw(st.sampled_from((1.0, 0.5, 0.0))))
+    if kind == "spiking":
+        return Spiking(alpha=draw(st.sampled_from((0.0, 0.0, 1e-3, 0.5))), peak=draw(st.sampled_from((1.0, 2.0))))
+    if kind == "covariance":
+        return Spiking.as_covariance(rate)
+    return Decaying(k=draw(st.sampled_from((1.0, 0.5))), tail=draw(st.sampled_from(("multiplied", "divided"))))
+
+
+@st.composite
+def relaxations(draw: st.DrawFn, deepest: int, *, momentum: bool = True, most_steps: int = 5) -> Relaxation:
+    """Relaxations that last until every error has arrived, where the schedule asks for it.
+
+    Args:
+        draw: given by hypothesis.
+        deepest: the largest level of a node with an energy.
+        momentum: allow it.
+        most_steps: unless the schedule needs more.
+    """
+    rate = draw(st.sampled_from((0.1, 0.25, 0.5, 0.8)))
+    schedule = draw(schedules(rate))
+    fewest = 0 if isinstance(schedule, Constant) else deepest + 1
+    steps = draw(st.integers(fewest, max(fewest, most_steps)))
+    friction = draw(st.sampled_from((0.0, 0.0, 0.5, 0.9))) if momentum else 0.0
+    nesterov = bool(friction) and draw(st.booleans())
+    return Relaxation(steps, rate, precision=schedule, momentum=friction, nesterov=nesterov)
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn,
+    graphs: st.SearchStrategy[Network] | None = None,
+    *,
+    rules: Sequence[LearningRule] = RULES,
+    momentum: bool = True,
+    partial: bool = True,
+    targets: bool | None = None,
+    every_root: bool = False,
+    most_samples: int = 3,
+    most_steps: int = 5,
+) -> Case:
+    """Random problems: a network, clamps, a relaxation, a rule and a batch.
+
+    Args:
+        draw: given by hypothesis.
+        graphs: strategy for the networks; :func:`networks` by default. A user's own may end in
+            ``st.builds(make_network)``.
+        rules: to draw from; backprop only where the graph and the clamps allow it.
+        momentum: allow it.
+        partial: allow masks.
+        targets: whether at least one node with incoming edges is given; None leaves it open.
+        every_root: give every node without incoming edges and without a prior, in whole.
+        most_samples: largest batch.
+        most_steps: T at most, unless the schedule needs more.
+    """
+    network = draw(networks() if graphs is None else graphs)
+    batch = draw(st.integers(1, most_samples))
+    given = draw(clamps(network, batch=batch, partial=partial, targets=targets, every_root=every_root))
+    full = fully_clamped(given)
+    possible = [rule for rule in rules if not rule.backprop or _backprop_possible(network, given)]
+    clamping = Clamping(network, full, frozenset(given) - full)
+    levels = clamping.levels
+    deepest = max((levels[name] for name in clamping.energetic if name in levels), default=0)
+    relaxation = draw(relaxations(deepest, momentum=momentum, most_steps=most_steps))
+    return Case(network, given, relaxation, draw(st.sampled_from(possible or [SettledUpdate()])))
+
+
+def _backprop_possible(network: Network, given: NamedClamps) -> bool:
+    full = fully_clamped(given)
+    try:
+        _ = Clamping(network, full, frozenset(given) - full, backprop=True).order
+    except PCError:
+        return False
+    return True
+
+
+def with_rule(case: Case, rule: LearningRule) -> Case:
+    """The same case with another learning rule."""
+    return attrs.evolve(case, rule=rule)

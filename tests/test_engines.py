@@ -1,0 +1,421 @@
+"""The batched engine against its oracle, the reference engine, on random graphs and on what has to survive."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from torch import Tensor, nn, optim
+
+import pcsim
+from pcsim import verify
+from pcsim.engine.batched import BatchedEngine
+from pcsim.engine.plan import Plan
+
+EXAMPLES = 500
+everything = settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+)
+fewer = settings(everything, max_examples=200)
+
+
+@everything
+@given(verify.cases())
+def test_batched_equals_reference(case: verify.Case) -> None:
+    verify.check_engines_agree(case)
+
+
+@fewer
+@given(verify.cases())
+def test_leaving_out_zeros_changes_nothing(case: verify.Case) -> None:
+    verify.check_engines_agree(case, ("reference", partial(BatchedEngine, leave_out=False)))
+
+
+@fewer
+@given(verify.cases())
+def test_stacking_changes_nothing(case: verify.Case) -> None:
+    verify.check_engines_agree(case, ("reference", partial(BatchedEngine, stacking=False)))
+
+
+def images(generator: int = 0) -> tuple[pcsim.Network, dict[str, Tensor]]:
+    """A small convolutional network with every kernel that is written by hand."""
+    torch.manual_seed(generator)
+    net = pcsim.Network()
+    first = net.add_node("image", (2, 8, 8))
+    pooled = net.add_node("pooled", (4, 4, 4), transfer=nn.Sequential(nn.GELU(approximate="tanh"), nn.MaxPool2d(2)))
+    second = net.add_node("second", (4, 4, 4), transfer=nn.GELU())
+    third = net.add_node("third", (4, 2, 2))
+    hidden = [net.add_node(f"hidden{k}", (6,), transfer=nn.ReLU()) for k in range(3)]
+    output = net.add_node("output", (3,))
+    net.add_edge(first, pooled, nn.Conv2d(2, 4, 3, padding=1))
+    net.add_edge(pooled, second, nn.Conv2d(4, 4, 3, padding=1, bias=False))
+    net.add_edge(second, third, nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1)))
+    net.add_edge(third, hidden[0], nn.Sequential(nn.Flatten(), nn.Linear(16, 6)))
+    for before, after in ((0, 1), (1, 2)):
+        net.add_edge(hidden[before], hidden[after], nn.Sequential(nn.Tanh(), nn.Linear(6, 6, bias=False)), gain=0.5)
+    net.add_edge(hidden[2], output, nn.Linear(6, 3))
+    return net.double(), {"image": torch.randn(3, 2, 8, 8).double(), "output": torch.randn(3, 3).double()}
+
+
+@pytest.mark.parametrize("rule", verify.RULES, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize(
+    "precision", [pcsim.Constant(), pcsim.Spiking(0.0), pcsim.Spiking(0.01), pcsim.Decaying()], ids=str
+)
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_kernels_by_hand(rule: pcsim.LearningRule, precision: pcsim.PrecisionSchedule, momentum: float) -> None:
+    net, clamps = images()
+    relaxation = pcsim.Relaxation(9, 0.1, precision=precision, momentum=momentum)
+    verify.check_engines_agree(verify.Case(net, clamps, relaxation, rule))
+
+
+def chain(depth: int = 4, width: int = 5) -> tuple[pcsim.Network, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([3, *[width] * (depth - 1), 2])
+    return net, {"input": torch.randn(4, 3), "output": torch.randn(4, 2)}
+
+
+def trained(net: pcsim.Network, clamps: dict[str, Tensor], engine: str) -> list[Tensor]:
+    """Weights after two updates."""
+    sim = pcsim.Simulator(net, pcsim.Relaxation(6, 0.2), engine=engine)
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(2):
+        sim.update(clamps, optimizer)
+    return [parameter.detach().clone() for parameter in net.parameters()]
+
+
+class TestWeightsAreViews:
+    """Edges of one kind share a weight tensor, and nobody outside the engine has to know."""
+
+    def test_stacked_weights_share_storage(self) -> None:
+        net, clamps = chain()
+        pcsim.Simulator(net).infer(clamps)
+        inner = [net.edges[name].module.weight for name in ("hidden1->hidden2", "hidden2->hidden3")]
+        assert inner[0].untyped_storage().data_ptr() == inner[1].untyped_storage().data_ptr()
+
+    def test_parameters_keep_their_identity(self) -> None:
+        net, clamps = chain()
+        before = list(net.parameters())
+        pcsim.Simulator(net).infer(clamps)
+        assert all(a is b for a, b in zip(before, net.parameters(), strict=True))
+
+    def test_an_edit_in_place_is_seen(self) -> None:
+        net, clamps = chain()
+        sim, oracle = pcsim.Simulator(net), pcsim.Simulator(copy.deepcopy(net), engine="reference")
+        sim.infer(clamps)
+        for simulator in (sim, oracle):
+            with torch.no_grad():
+                simulator.network.edges["hidden1->hidden2"].module.weight.mul_(2.0)
+            simulator.infer(clamps)
+        torch.testing.assert_close(net["hidden1"].value, oracle.network["hidden1"].value)
+
+    @pytest.mark.parametrize("change", ["state_dict", "parameter", "module", "data", "double"])
+    def test_what_breaks_the_views_is_repaired(self, change: str) -> None:
+        net, clamps = chain()
+        twin = copy.deepcopy(net)
+        pcsim.Simulator(net).infer(clamps)
+        results = []
+        for network, engine in ((net, "batched"), (twin, "reference")):
+            torch.manual_seed(1)
+            linear = network.edges["hidden2->hidden3"].module
+            given = clamps
+            if change == "state_dict":
+                network.load_state_dict({name: tensor + 0.1 for name, tensor in network.state_dict().items()})
+            elif change == "parameter":
+                linear.weight = nn.Parameter(torch.randn(5, 5))
+            elif change == "module":
+                network.edges["hidden2->hidden3"].module = nn.Linear(5, 5)
+            elif change == "data":
+                linear.weight.data = torch.randn(5, 5)
+            else:
+                network.double()
+                given = {name: tensor.double() for name, tensor in clamps.items()}
+            results.append(trained(network, given, engine))
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected)
+
+    def test_two_simulators_on_one_network(self) -> None:
+        net, clamps = chain()
+        first, second = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1)), pcsim.Simulator(net, pcsim.Relaxation(5, 0.3))
+        first.infer(clamps)
+        slow = net["hidden1"].value.clone()
+        second.infer(clamps)
+        first.infer(clamps)
+        torch.testing.assert_close(net["hidden1"].value, slow, rtol=0, atol=0)
+
+    def test_state_dict_round_trip(self, tmp_path) -> None:
+        net, clamps = chain()
+        pcsim.Simulator(net).infer(clamps)
+        torch.save(net.state_dict(), tmp_path / "weights")
+        other, _ = chain()
+        other.load_state_dict(torch.load(tmp_path / "weights"))
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+class TestGradients:
+    def test_accumulated_over_batches(self) -> None:
+        net, clamps = chain()
+        sim = pcsim.Simulator(net, pcsim.Relaxation(6, 0.2))
+        single = []
+        for factor in (1.0, -0.5):
+            sim.infer({"input": clamps["input"] * factor, "output": clamps["output"]})
+            sim.compute_gradients()
+            single.append([p.grad.clone() for p in net.parameters()])
+        for factor in (1.0, -0.5):
+            sim.infer({"input": clamps["input"] * factor, "output": clamps["output"]})
+            sim.compute_gradients(accumulate=factor < 0)
+        for parameter, first, second in zip(net.parameters(), *single, strict=True):
+            torch.testing.assert_close(parameter.grad, first + second)
+
+    def test_of_the_state_before_a_run_that_failed(self) -> None:
+        net, clamps = chain()
+        sim = pcsim.Simulator(net, pcsim.Relaxation(6, 0.2))
+        sim.infer(clamps)
+        sim.compute_gradients()
+        expected = [p.grad.clone() for p in net.parameters()]
+        value = net["hidden1"].value.clone()
+        with pytest.raises(pcsim.errors.DivergenceError):
+            sim.infer({"input": clamps["input"], "output": torch.full((4, 2), 3e38)})
+        torch.testing.assert_close(net["hidden1"].value, value, rtol=0, atol=0)
+        sim.compute_gradients()
+        for parameter, gradient in zip(net.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+
+    def test_batches_of_two_sizes(self) -> None:
+        net, clamps = chain()
+        twin = copy.deepcopy(net)
+        for network, engine in ((net, "batched"), (twin, "reference")):
+            sim, optimizer = pcsim.Simulator(network, engine=engine), optim.SGD(network.parameters(), lr=0.1)
+            for size in (4, 3, 4, 3):
+                sim.update({name: tensor[:size] for name, tensor in clamps.items()}, optimizer)
+        for got, expected in zip(net.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+class TestPlan:
+    """What is left out on a chain is as SPEC §7 says."""
+
+    def test_spiking_with_the_forward_rule_is_the_work_of_backprop(self) -> None:
+        depth = 6
+        net, clamps = chain(depth)
+        relaxation = pcsim.Relaxation(depth, 0.5, precision=pcsim.Spiking(alpha=0.0))
+        sim = pcsim.Simulator(net, relaxation, pcsim.ForwardUpdate())
+        sim.infer(clamps)
+        phases = [sim.plan.phases[position] for position in sim.plan.sequence]
+        assert sum(phase.refresh.sum() for phase in phases) == 0
+        assert sum(phase.message.sum() for phase in phases) == depth - 1
+        assert sim.plan.learning().refresh.sum() == 0
+        assert sim.plan.learning().teach.sum() == depth
+
+    def test_constant_precision_halves_the_work_at_the_depth(self) -> None:
+        depth = 40
+        net, clamps = chain(depth)
+        sim = pcsim.Simulator(net, pcsim.Relaxation(depth, 0.1))
+        sim.infer(clamps)
+        assert sim.plan.left_out() == pytest.approx(0.5, abs=2 / depth)
+
+    def test_repeated_steps_are_stored_once(self) -> None:
+        net, clamps = chain(4)
+        sim = pcsim.Simulator(net, pcsim.Relaxation(50, 0.1))
+        sim.infer(clamps)
+        assert len(sim.plan.sequence) == 50
+        assert len(sim.plan.phases) <= 5
+
+    def test_is_a_function_of_graph_and_rules_alone(self) -> None:
+        net, clamps = chain()
+        sim = pcsim.Simulator(net)
+        sim.infer(clamps)
+        first = str(sim.plan)
+        sim.infer({name: tensor * 2 for name, tensor in clamps.items()})
+        assert str(sim.plan) == first
+
+    def test_prints_who_moves_and_what_is_left_out(self) -> None:
+        net, clamps = chain(3)
+        sim = pcsim.Simulator(net, pcsim.Relaxation(3, 0.5, precision=pcsim.Spiking(0.0)), pcsim.ForwardUpdate())
+        sim.infer(clamps)
+        text = str(sim.plan)
+        assert "step 1:" in text
+        assert "move     hidden1, hidden2" in text
+        assert "left out: " in text
+
+    def test_early_stop_learns_from_the_step_it_reached(self) -> None:
+        net, clamps = chain()
+        twin = copy.deepcopy(net)
+        steps = []
+        for network, engine in ((net, "batched"), (twin, "reference")):
+            sim = pcsim.Simulator(network, pcsim.Relaxation(500, 0.2, tolerance=1e-3), engine=engine)
+            steps.append(sim.infer(clamps).steps)
+            sim.compute_gradients()
+        assert steps[0] == steps[1] < 500
+        for got, expected in zip(net.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(got.grad, expected.grad)
+
+
+class TestFrozenStatistics:
+    """SPEC §6: the running statistics move once per batch, whatever the number of inference steps."""
+
+    @staticmethod
+    def network(place: str) -> tuple[pcsim.Network, nn.BatchNorm1d]:
+        torch.manual_seed(0)
+        norm = nn.BatchNorm1d(4)
+        net = pcsim.Network()
+        image, hidden, output = net.add_node("image", (3,)), None, None
+        transfer = nn.Sequential(norm, nn.Tanh()) if place == "node" else nn.Tanh()
+        hidden = net.add_node("hidden", (4,), transfer=transfer)
+        output = net.add_node("output", (2,))
+        linear = nn.Linear(3, 4)
+        net.add_edge(image, hidden, nn.Sequential(linear, norm) if place == "edge" else linear)
+        net.add_edge(hidden, output, nn.Linear(4, 2))
+        return net, norm
+
+    @pytest.mark.parametrize("engine", ["reference", "batched"])
+    @pytest.mark.parametrize("place", ["edge", "node"])
+    @pytest.mark.parametrize("rule", verify.RULES, ids=lambda rule: type(rule).__name__)
+    def test_one_update_per_batch_with_its_own_statistics(
+        self, engine: str, place: str, rule: pcsim.LearningRule
+    ) -> None:
+        net, norm = self.network(place)
+        linear = net.edges["image->hidden"].module
+        linear = linear[0] if place == "edge" else linear
+        x, y = torch.randn(8, 3), torch.randn(8, 2)
+        sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), rule, engine=engine)
+        optimizer = optim.SGD(net.parameters(), lr=0.0)
+        sim.infer({"image": x, "output": y})
+        assert int(norm.num_batches_tracked) == 0
+        sim.update({"image": x, "output": y}, optimizer)
+        assert int(norm.num_batches_tracked) == 1
+        with torch.no_grad():
+            seen = linear(x)
+        torch.testing.assert_close(norm.running_mean, 0.1 * seen.mean(0))
+        torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * seen.var(0))
+
+    def test_prediction_uses_the_running_statistics_and_leaves_them(self) -> None:
+        net, norm = self.network("node")
+        with torch.no_grad():
+            norm.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+            norm.running_var.fill_(4.0)
+        x = torch.randn(8, 3)
+        before = norm.running_mean.clone()
+        hidden = pcsim.Simulator(net).predict({"image": x})["hidden"]
+        with torch.no_grad():
+            expected = torch.tanh((net.edges["image->hidden"].module(x) - before) / (4.0 + norm.eps) ** 0.5)
+        torch.testing.assert_close(hidden, expected)
+        assert torch.equal(norm.running_mean, before)
+        assert norm.training
+
+    def test_both_engines_train_alike(self) -> None:
+        results = []
+        for engine in ("reference", "batched"):
+            net, norm = self.network("edge")
+            torch.manual_seed(3)
+            sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine)
+            optimizer = optim.SGD(net.parameters(), lr=0.1)
+            for _ in range(3):
+                sim.update({"image": torch.randn(8, 3), "output": torch.randn(8, 2)}, optimizer)
+            results.append([*net.parameters(), norm.running_mean, norm.running_var])
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("engine", ["reference", "batched"])
+def test_random_draws_are_held_through_a_batch(engine: str) -> None:
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([6, 8, 8, 3])
+    net.edges["hidden1->hidden2"].module = nn.Sequential(nn.Dropout(0.5), net.edges["hidden1->hidden2"].module)
+    net.edges["hidden1->hidden2"].stochastic = True
+    sim = pcsim.Simulator(net, pcsim.Relaxation(30, 0.1), engine=engine)
+    clamps = {"input": torch.randn(4, 6), "output": torch.randn(4, 3)}
+    trace = sim.infer(clamps, record=True)
+    totals = trace.free_energies
+    assert bool((totals[1:] <= totals[:-1] * (1 + 1e-5)).all()), "the energy of one fixed draw descends"
+    first = net["hidden1"].value.clone()
+    sim.infer(clamps)
+    assert not torch.equal(net["hidden1"].value, first), "another batch, another draw"
+
+
+def test_a_user_s_kernel_is_used_and_right() -> None:
+    class Doubling(nn.Module):
+        def forward(self, value: Tensor) -> Tensor:
+            return 2 * value
+
+    class DoublingKernel(pcsim.Kernel[Doubling]):
+        stacks, reads = True, "nothing"
+        calls = 0
+
+        def forward(self, module, weights, value, out, saved):
+            type(self).calls += 1
+            return torch.mul(value, 2, out=out)
+
+        def message(self, module, weights, delta, value, output, out, saved):
+            return torch.mul(delta, 2, out=out)
+
+    pcsim.register_kernel(Doubling, DoublingKernel())
+    verify.check_kernel(Doubling(), (3,))
+    net = pcsim.Network()
+    nodes = [net.add_node(f"n{k}", (3,)) for k in range(4)]
+    for before, after in pairwise(nodes):
+        net.add_edge(before, after, nn.Sequential(Doubling(), nn.Linear(3, 3)))
+    net.double()
+    clamps = {"n0": torch.randn(2, 3).double(), "n3": torch.randn(2, 3).double()}
+    DoublingKernel.calls = 0
+    verify.check_engines_agree(verify.Case(net, clamps, pcsim.Relaxation(5, 0.05), pcsim.SettledUpdate()))
+    assert DoublingKernel.calls > 0
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Linear(4, 3), (4,)),
+        (nn.Linear(4, 3, bias=False), (4,)),
+        (nn.Tanh(), (4,)),
+        (nn.ReLU(), (2, 3)),
+        (nn.GELU(), (4,)),
+        (nn.GELU(approximate="tanh"), (4,)),
+        (nn.Flatten(), (2, 3, 3)),
+        (nn.Conv2d(2, 3, 3, stride=2, padding=1), (2, 5, 5)),
+        (nn.Conv2d(2, 4, 3, groups=2, bias=False), (2, 5, 5)),
+        (nn.MaxPool2d(2), (2, 4, 4)),
+        (nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True), (2, 6, 6)),
+    ],
+    ids=str,
+)
+def test_kernels_equal_autograd(module: nn.Module, shape: tuple[int, ...]) -> None:
+    verify.check_kernel(module, shape)
+
+
+def test_a_wrong_kernel_is_caught() -> None:
+    class Halving(nn.Module):
+        def forward(self, value: Tensor) -> Tensor:
+            return value / 2
+
+    class WrongKernel(pcsim.Kernel[Halving]):
+        def forward(self, module, weights, value, out, saved):
+            return value / 2
+
+        def message(self, module, weights, delta, value, output, out, saved):
+            return delta
+
+    pcsim.register_kernel(Halving, WrongKernel())
+    with pytest.raises(AssertionError, match="message"):
+        verify.check_kernel(Halving(), (3,))
+
+
+def test_a_module_with_hooks_goes_through_autograd() -> None:
+    net, clamps = chain()
+    net.edges["hidden1->hidden2"].module.register_forward_hook(lambda module, given, output: 2 * output)
+    twin = copy.deepcopy(net)
+    with warnings.catch_warnings():
+        got, expected = trained(net, clamps, "batched"), trained(twin, clamps, "reference")
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_plan_without_leaving_out_computes_everything() -> None:
+    net, clamps = chain()
+    sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.5, precision=pcsim.Spiking(0.0)), pcsim.ForwardUpdate())
+    sim.infer(clamps)
+    assert Plan(sim._state.problem, leave_out=False).left_out() == 0.0

@@ -1,0 +1,80 @@
+"""Figures: they show the numbers they are given, and refuse what holds none."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pcsim
+from pcsim import plots
+from pcsim.errors import PCError, SettingError, StateError
+
+
+def trace(*, record: bool = True) -> pcsim.Trace:
+    """A relaxation of a network whose level 1 holds two nodes."""
+    net = pcsim.Network()
+    for name, size in (("input", 3), ("left", 4), ("right", 2), ("output", 2)):
+        net.add_node(name, (size,))
+    for side, size in (("left", 4), ("right", 2)):
+        net.add_edge("input", side, torch.nn.Linear(3, size))
+        net.add_edge(side, "output", torch.nn.Linear(size, 2))
+    sim = pcsim.Simulator(net, pcsim.Relaxation(steps=3, rate=0.1))
+    return sim.infer({"input": torch.ones(5, 3), "output": torch.ones(5, 2)}, record=record)
+
+
+def test_level_energies_sum_nodes_and_average_samples() -> None:
+    recorded = trace()
+    energies = plots.level_energies(recorded)
+    assert energies.shape == (4, 2)
+    both = recorded.energy("left") + recorded.energy("right")
+    torch.testing.assert_close(energies[:, 1], both.mean(1).double())
+    torch.testing.assert_close(energies[:, 0], recorded.energy("output").mean(1).double())
+
+
+def test_energy_by_level_draws_a_panel_for_each_trace(tmp_path: Path) -> None:
+    figure = plots.energy_by_level({"first": trace(), "second": trace()})
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ["first", "second"]
+    assert {axes.get_xlabel() for axes in panels} == {"inference step"}
+    shown = panels[0].collections[0].get_array()
+    assert shown.shape == (2, 4)
+    assert shown.mask[1, 0]  # no error has arrived at level 1 before the first step
+    figure.savefig(tmp_path / "energies.png")
+
+
+def test_accuracy_by_depth_draws_means_and_ranges(tmp_path: Path) -> None:
+    runs = {"good": {5: [0.9, 1.0], 20: [0.9]}, "bad": {5: [0.5], 10: [0.2]}}
+    figure = plots.accuracy_by_depth(runs, chance=0.1)
+    (axes,) = figure.axes
+    assert axes.lines[0].get_ydata().tolist() == [0.95, 0.9]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["5", "10", "20"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["good", "bad"]
+    figure.savefig(tmp_path / "accuracies.png")
+
+
+def test_many_methods_get_a_line_each() -> None:
+    figure = plots.accuracy_by_depth({str(number): {1: [0.5]} for number in range(9)})
+    assert len(figure.axes[0].lines) == 9
+
+
+def test_what_holds_no_numbers_is_refused() -> None:
+    with pytest.raises(SettingError, match="at least one run"):
+        plots.accuracy_by_depth({})
+    with pytest.raises(SettingError, match="at least one run"):
+        plots.accuracy_by_depth({"pc": {5: []}})
+    with pytest.raises(StateError, match="record=True"):
+        plots.energy_by_level({"pc": trace(record=False)})
+    with pytest.raises(SettingError, match="at least one with an energy above zero"):
+        plots.energy_by_level({})
+    unreached = pcsim.Trace(0, ("alone",), {}, torch.ones(1, 1, 1))
+    with pytest.raises(SettingError, match="clamp a target"):
+        plots.energy_by_level({"pc": unreached})
+
+
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(PCError, match=r"pip install 'pcsim\[examples\]'"):
+        plots.new_figure()

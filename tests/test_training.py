@@ -1,0 +1,444 @@
+"""The trainer: it fits, it repeats, it tells callbacks what happens, and it refuses what cannot work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import pcsim
+from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
+from pcsim.errors import ClampError, DivergenceError, SettingError
+from pcsim.metrics import Accuracy, ErrorByLevel, Metric, Outcome, RelaxedEnergy
+from pcsim.training import Trainer
+
+Batch = tuple[Tensor, Tensor]
+FREE_OF_CHARGE = (Accuracy(),)
+
+
+def simulator(
+    *, rule: pcsim.LearningRule | None = None, rate: float = 0.2, engine: str = "batched", classes: int = 10
+) -> pcsim.Simulator:
+    """A chain of three edges with the same weights every time."""
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([64, 32, 32, classes])
+    return pcsim.Simulator(net, pcsim.Relaxation(steps=4, rate=rate), rule, engine=engine)
+
+
+def trainer(sim: pcsim.Simulator | None = None, **options: Any) -> Trainer:
+    """A silent trainer with AdamW."""
+    sim = simulator() if sim is None else sim
+    optimizer = options.pop("optimizer", None) or AdamW(sim.network.parameters(), lr=3e-3)
+    return Trainer(sim, optimizer, **{"progress": False, **options})
+
+
+def noise(batches: int = 3, size: int = 8, *, classes: int = 10) -> list[Batch]:
+    """Batches of random images and one-hot targets, the last one smaller."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = [size] * (batches - 1) + [size // 2]
+    return [
+        (
+            torch.rand(count, 64, generator=generator),
+            torch.eye(classes)[torch.randint(classes, (count,), generator=generator)],
+        )
+        for count in sizes
+    ]
+
+
+def weights(sim: pcsim.Simulator) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers."""
+    return {name: tensor.clone() for name, tensor in sim.network.state_dict().items()}
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Whether two sets of weights are equal bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("rule", [pcsim.SettledUpdate(), pcsim.ForwardUpdate(), pcsim.IncrementalUpdate()])
+def test_digits_are_learned(rule: pcsim.LearningRule) -> None:
+    train, test = pcsim.data.digits()
+    own = trainer(simulator(rule=rule), seed=0)
+    history = own.fit(
+        DataLoader(train.dataset(), 64, shuffle=True), epochs=6, validation=DataLoader(test.dataset(), 120)
+    )
+    accuracies = history.of("accuracy", "validation")
+    assert accuracies[-1] > 0.88
+    assert history.of("accuracy")[-1] > history.of("accuracy")[0]
+    assert history.of("energy")[-1] < history.of("energy")[0]
+    assert [record.epoch for record in history.records] == list(range(1, 7))
+    assert all(record.seconds > 0 for record in history.records)
+    clean = DataLoader(test.dataset(), 360)
+    assert own.evaluate(clean)["accuracy"] == pytest.approx(accuracies[-1])
+
+
+def test_accuracy_and_energy_are_those_of_the_simulator() -> None:
+    own, batches = trainer(relaxed_every=1), noise()
+    found = own.evaluate(batches)
+    sim, right, energy, count = own.simulator, 0, 0.0, 0
+    for images, targets in batches:
+        right += int((sim.predict({"input": images})["output"].argmax(1) == targets.argmax(1)).sum())
+        sim.infer({"input": images, "output": targets})
+        energy += float(sum(energies.sum() for energies in sim.energy().values()))
+        count += len(images)
+    assert found == {"energy": pytest.approx(energy / count), "accuracy": pytest.approx(right / count)}
+
+
+def test_energy_counts_a_node_by_its_weight() -> None:
+    net = pcsim.Network()
+    net.add_node("input", (2,))
+    net.add_node("output", (1,), weight=3.0)
+    net.add_edge("input", "output", nn.Linear(2, 1))
+    sim = pcsim.Simulator(net, pcsim.Relaxation(1))
+    sim.infer({"input": torch.ones(4, 2), "output": torch.zeros(4, 1)})
+    measured = RelaxedEnergy().measure(Outcome(net, None, None, None))
+    assert measured["energy"].item() == pytest.approx(3 * net["output"].energy.mean().item())
+
+
+def test_errors_by_level() -> None:
+    own = trainer(metrics=[ErrorByLevel()])
+    found = own.evaluate(noise()[:1])
+    net = own.simulator.network
+    assert found == {
+        f"error_level_{level}": pytest.approx(net[name].error.norm(dim=1).mean().item())
+        for level, name in enumerate(("output", "hidden2", "hidden1"))
+    }
+
+
+def test_relaxed_metrics_are_measured_as_often_as_asked() -> None:
+    measured: list[set[str]] = []
+
+    class Listener(Callback):
+        def on_batch_end(self, trainer: Trainer, record: BatchRecord) -> None:
+            measured.append(set(record.metrics))
+
+    trainer(relaxed_every=2, callbacks=[Listener()]).fit(noise(3), epochs=1)
+    assert measured == [{"accuracy", "energy"}, {"accuracy"}, {"accuracy", "energy"}]
+
+
+def test_means_count_samples_not_batches() -> None:
+    class First(Metric):
+        def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
+            assert outcome.target is not None
+            return {"first": outcome.target[:, 0].mean()}
+
+    batches = [(torch.zeros(3, 64), torch.ones(3, 10)), (torch.zeros(1, 64), torch.zeros(1, 10))]
+    assert trainer(metrics=[First()]).evaluate(batches) == {"first": 0.75}
+
+
+@pytest.mark.parametrize("generator", [None, torch.Generator()])
+@pytest.mark.parametrize("rule", [pcsim.SettledUpdate(), pcsim.IncrementalUpdate()])
+def test_seeded_runs_are_equal_bit_for_bit(rule: pcsim.LearningRule, generator: torch.Generator | None) -> None:
+    pairs = TensorDataset(*(torch.cat(parts) for parts in zip(*noise(5), strict=True)))
+    loader = DataLoader(pairs, 8, shuffle=True, generator=generator)
+    runs, histories = [], []
+    for _ in range(2):
+        own = trainer(simulator(rule=rule), seed=3)
+        torch.rand(5)  # wherever the generators stand, the seed decides
+        histories.append(own.fit(loader, epochs=2, validation=noise(2)))
+        runs.append(weights(own.simulator))
+    assert same(*runs)
+    assert histories[0].of("energy") == histories[1].of("energy")
+    other = trainer(simulator(rule=rule), seed=4)
+    other.fit(loader, epochs=2)
+    assert not same(runs[0], weights(other.simulator))
+
+
+def test_validation_changes_nothing_about_the_training() -> None:
+    pairs = TensorDataset(*(torch.cat(parts) for parts in zip(*noise(5), strict=True)))
+    results = []
+    for validation in (None, DataLoader(pairs, 8, shuffle=True)):
+        own = trainer(dropout_simulator(), seed=3)
+        own.fit(DataLoader(pairs, 8, shuffle=True), epochs=2, validation=validation)
+        results.append(weights(own.simulator))
+    assert same(*results)
+
+
+def dropout_simulator() -> pcsim.Simulator:
+    """A chain with dropout and batch normalisation."""
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    net.add_node("input", (64,))
+    net.add_node("hidden", (32,), transfer=nn.Sequential(nn.BatchNorm1d(32), nn.Tanh(), nn.Dropout(0.2)))
+    net.add_node("output", (10,))
+    net.add_edge("input", "hidden", nn.Linear(64, 32))
+    net.add_edge("hidden", "output", nn.Linear(32, 10))
+    return pcsim.Simulator(net, pcsim.Relaxation(steps=3, rate=0.2))
+
+
+def test_evaluation_leaves_weights_statistics_modes_and_random_state() -> None:
+    own = trainer(dropout_simulator())
+    network = own.simulator.network
+    network["hidden"].transfer[2].eval()
+    own.fit(noise(), epochs=1)
+    before, modes = weights(own.simulator), [module.training for module in network.modules()]
+    state = torch.get_rng_state()
+    first = own.evaluate(noise(2))
+    assert same(before, weights(own.simulator))
+    assert [module.training for module in network.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert own.evaluate(noise(2)) == first
+
+
+@pytest.mark.parametrize(("per", "expected"), [("epoch", [0.1, 0.01]), ("batch", [1e-3, 1e-6])])
+def test_scheduler_steps(per: str, expected: list[float]) -> None:
+    sim = simulator()
+    optimizer = SGD(sim.network.parameters(), lr=0.1)
+    own = trainer(sim, optimizer=optimizer, scheduler=StepLR(optimizer, 1, gamma=0.1), schedule_per=per)
+    history = own.fit(noise(3), epochs=2)
+    assert [record.learning_rate for record in history.records] == pytest.approx(expected)
+
+
+def test_plateau_scheduler_watches_a_metric() -> None:
+    class Stuck(Metric):
+        def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
+            return {"stuck": torch.ones(())}
+
+    sim = simulator()
+    optimizer = SGD(sim.network.parameters(), lr=0.1)
+    plateau = ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+    own = trainer(sim, optimizer=optimizer, scheduler=plateau, monitor="stuck", metrics=[Stuck()])
+    history = own.fit(noise(1), epochs=3, validation=noise(1))
+    assert [record.learning_rate for record in history.records] == [0.1, 0.1, 0.05]
+    own.monitor = "accuracy"
+    with pytest.raises(SettingError, match="'accuracy' given, but 'stuck' was measured"):
+        own.fit(noise(1), epochs=1)
+
+
+class Diary(Callback):
+    """Writes down who was called when, and stops where it is told to."""
+
+    def __init__(self, name: str, diary: list[str], stop: str = "") -> None:
+        self.name, self.diary, self.stop = name, diary, stop
+
+    def write(self, trainer: Trainer, entry: str) -> None:
+        self.diary.append(f"{self.name} {entry}")
+        if entry == self.stop:
+            trainer.stop()
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        self.write(trainer, "start")
+
+    def on_batch_end(self, trainer: Trainer, record: BatchRecord) -> None:
+        assert record.trace.steps == 4
+        self.write(trainer, f"batch {record.epoch}.{record.batch}")
+
+    def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
+        assert trainer.history.records[-1] is record
+        self.write(trainer, f"epoch {record.epoch}")
+
+    def on_fit_end(self, trainer: Trainer, history: History) -> None:
+        self.write(trainer, f"end {len(history.records)}")
+
+
+def test_callbacks_are_called_in_order() -> None:
+    diary: list[str] = []
+    trainer(callbacks=[Diary("a", diary), Diary("b", diary)]).fit(noise(2), epochs=2)
+    entries = ["start", "batch 1.0", "batch 1.1", "epoch 1", "batch 2.0", "batch 2.1", "epoch 2", "end 2"]
+    assert diary == [f"{name} {entry}" for entry in entries for name in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ("batch 1.0", ["start", "batch 1.0", "epoch 1", "end 1"]),
+        ("epoch 1", ["start", "batch 1.0", "batch 1.1", "epoch 1", "end 1"]),
+    ],
+)
+def test_a_callback_can_stop(stop: str, expected: list[str]) -> None:
+    diary: list[str] = []
+    own = trainer(callbacks=[Diary("a", diary, stop)])
+    own.fit(noise(2), epochs=5)
+    assert diary == [f"a {entry}" for entry in expected]
+    diary.clear()
+    own.callbacks = (Diary("a", diary),)
+    own.fit(noise(1), epochs=1)
+    assert diary == ["a start", "a batch 2.0", "a epoch 2", "a end 2"]
+
+
+def test_a_stop_before_the_first_batch_is_heard() -> None:
+    diary: list[str] = []
+    history = trainer(callbacks=[Diary("a", diary, "start")]).fit(noise(2), epochs=5)
+    assert diary == ["a start", "a end 0"]
+    assert history.records == []
+
+
+def test_the_end_is_told_after_an_exception() -> None:
+    diary: list[str] = []
+    with pytest.raises(ClampError):
+        trainer(callbacks=[Diary("a", diary)]).fit([(torch.zeros(2, 3), torch.zeros(2, 10))], epochs=1)
+    assert diary == ["a start", "a end 0"]
+
+
+def test_class_numbers_become_one_hot() -> None:
+    results = []
+    for turn in (lambda targets: targets, lambda targets: targets.argmax(1)):
+        own = trainer()
+        own.fit([(images, turn(targets)) for images, targets in noise()], epochs=1)
+        results.append(weights(own.simulator))
+    assert same(*results)
+
+
+def test_inputs_take_the_dtype_of_the_network() -> None:
+    sim = simulator()
+    sim.network.double()
+    trainer(sim).fit(noise(), epochs=1)
+    assert sim.network["output"].value.dtype == torch.float64
+
+
+def test_clamps_function() -> None:
+    sim = simulator()
+    net = sim.network
+
+    def clamps(batch: Mapping[str, Tensor]) -> dict[pcsim.Node, Tensor]:
+        return {net["input"]: batch["image"], net["output"]: batch["label"]}
+
+    own = trainer(sim, clamps=clamps, inputs="unused", target=net["output"])
+    own.fit([{"image": images, "label": targets} for images, targets in noise()], epochs=1)
+    usual = trainer()
+    usual.fit(noise(), epochs=1)
+    assert same(weights(sim), weights(usual.simulator))
+
+
+def test_without_a_target_and_with_masks() -> None:
+    """A memory: one node is given, in part, and nothing is predicted."""
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    net.add_node("cause", (4,), prior=0.0)
+    net.add_node("pattern", (8,))
+    net.add_edge("cause", "pattern", nn.Linear(4, 8))
+    sim = pcsim.Simulator(net, pcsim.Relaxation(steps=5, rate=0.1))
+    seen = torch.arange(8) < 6
+    own = trainer(sim, target=None, clamps=lambda batch: {"pattern": (batch, seen)})
+    history = own.fit([torch.ones(4, 8)] * 30, epochs=2, validation=[torch.ones(4, 8)])
+    assert history.records[-1].train.keys() == {"energy"}
+    assert history.of("energy", "validation")[-1] < history.of("energy")[0]
+
+
+class Stream(IterableDataset[Batch]):
+    """A data set that does not know its length."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return ((images[0], targets[0]) for images, targets in noise(6))
+
+
+def test_streams_of_unknown_length_and_single_use_generators() -> None:
+    own = trainer(progress=True)
+    assert len(own.fit(DataLoader(Stream(), 2), epochs=2).records) == 2
+    own.fit((batch for batch in noise()), epochs=1)
+    with pytest.raises(SettingError, match="no batches given"):
+        own.evaluate(batch for batch in list[Batch]())
+
+
+def test_progress_shows_energy_and_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(progress=True).fit(noise(), epochs=2, validation=noise(1))
+    shown = capsys.readouterr().err
+    assert "epoch 2/2: 100%" in shown
+    assert all(name in shown for name in (" energy=", " accuracy=", "validation_energy=", "validation_accuracy="))
+    trainer().fit(noise(), epochs=1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("rule", [pcsim.SettledUpdate(), pcsim.IncrementalUpdate()])
+@pytest.mark.parametrize("rate", [1e9, 1e30], ids=["gradients overflow", "latents overflow"])
+def test_divergence_leaves_the_weights_of_the_last_good_batch(rule: pcsim.LearningRule, rate: float) -> None:
+    sim = simulator(rule=rule)
+    own = trainer(sim)
+    own.fit(noise(1), epochs=1)
+    before, moments = weights(sim), own.optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    sim.relaxation = pcsim.Relaxation(steps=4, rate=rate)
+    with pytest.raises(DivergenceError, match=r"epoch 2, batch 0: .*it changed no weights"):
+        own.fit(noise(2), epochs=1)
+    assert same(before, weights(sim))
+    assert torch.equal(own.optimizer.state_dict()["state"][0]["exp_avg"], moments)
+    assert all(math.isfinite(number) for number in own.history.of("energy"))
+    sim.relaxation = pcsim.Relaxation(steps=4, rate=0.2)
+    own.fit(noise(2), epochs=1)
+    assert len(own.history.records) == 2
+
+
+def foreign_optimizer() -> AdamW:
+    """An optimizer of some other network."""
+    return AdamW(nn.Linear(2, 2).parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer: 'adam' given, expected an optimizer"),
+        ({"optimizer": foreign_optimizer()}, "holds parameters of the network"),
+        ({"scheduler": StepLR(foreign_optimizer(), 1)}, "made for the trainer's optimizer"),
+        ({"schedule_per": "year"}, "'year' given, expected 'epoch' or 'batch'"),
+        ({"monitor": "energy"}, "for a ReduceLROnPlateau only"),
+        ({"inputs": "image"}, "inputs: 'image' given, expected a node of the network: 'input', 'hidden1'"),
+        ({"target": "digit"}, "target: 'digit' given"),
+        ({"target": None}, "without a target node there must be one"),
+        ({"clamps": {"input": 1}}, "a function from a batch to clamps"),
+        ({"metrics": ["accuracy"]}, "instances of pcsim.metrics.Metric"),
+        ({"metrics": [Accuracy]}, "instances of pcsim.metrics.Metric"),
+        ({"callbacks": [print]}, "instances of pcsim.callbacks.Callback"),
+        ({"relaxed_every": 0}, "relaxed_every: 0 given, expected a whole number of at least 1"),
+        ({"seed": -1}, "seed: -1 given"),
+        ({"seed": 1.5}, "seed: 1.5 given"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        trainer(**options)
+
+
+def test_a_simulator_is_needed() -> None:
+    net = pcsim.topologies.mlp([2, 2])
+    with pytest.raises(SettingError, match=r"expected a pcsim\.Simulator"):
+        Trainer(net, AdamW(net.parameters()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "epochs", "message"),
+    [
+        (noise, 0, "epochs=0 given"),
+        (noise, True, "epochs=True given"),
+        (noise, 1.5, "epochs=1.5 given"),
+        (list, 1, "train: list given without batches"),
+        (lambda: 5, 1, "train: int given, expected batches"),
+        (lambda: iter(noise()), 2, "used up after one epoch"),
+        (lambda: [torch.zeros(2, 64)], 1, "batch of type Tensor given, expected a pair of tensors"),
+        (lambda: [{"image": torch.zeros(2, 64)}], 1, "batch of type dict given"),
+        (lambda: [(torch.zeros(2, 64), [1, 2])], 1, "batch of type tuple given"),
+        (
+            lambda: [(torch.zeros(2, 64), torch.tensor([0, 10]))],
+            1,
+            "from 0 to 10 given, expected class numbers from 0 to 9",
+        ),
+    ],
+)
+def test_bad_batches_are_refused_before_anything_is_learned(make: Callable[[], Any], epochs: Any, message: str) -> None:
+    own = trainer()
+    before = weights(own.simulator)
+    with pytest.raises(SettingError, match=message):
+        own.fit(make(), epochs=epochs)
+    assert same(before, weights(own.simulator))
+    assert own.history.records == []
+
+
+def test_what_was_not_measured_is_refused() -> None:
+    own = trainer(metrics=FREE_OF_CHARGE)
+    history = own.fit(noise(1), epochs=1)
+    with pytest.raises(SettingError, match="'energy' given, but train measured 'accuracy'"):
+        history.of("energy")
+    with pytest.raises(SettingError, match="but validation measured nothing"):
+        history.of("accuracy", "validation")
+    with pytest.raises(SettingError, match="measured twice"):
+        trainer(metrics=[Accuracy(), Accuracy()]).evaluate(noise(1))
+    with pytest.raises(SettingError, match="needs a clamped target"):
+        trainer(clamps=lambda batch: {"input": batch[0]}).evaluate(noise(1))
+    for nothing in (None, {}):
+        with pytest.raises(SettingError, match="expected a mapping from nodes"):
+            trainer(clamps=lambda batch, given=nothing: given, metrics=FREE_OF_CHARGE).evaluate(noise(1))
