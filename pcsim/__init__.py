@@ -1,6 +1,7 @@
 """pcsim: predictive coding networks as graphs of nodes and edges, simulated and trained by local rules."""
 
-from pcsim import data, errors, topologies
+from pcsim import data, errors, plots, topologies
+from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import Backprop, ForwardUpdate, IncrementalUpdate, LearningRule, SettledUpdate
 from pcsim.dynamics.precision import Constant, Decaying, PrecisionSchedule, Spiking
@@ -15,13 +16,17 @@ from pcsim.graph.energy import CrossEntropy, Energy, Gaussian, LearnedPrecision
 from pcsim.graph.network import Network
 from pcsim.graph.node import Concatenate, Node, Product, Sum
 from pcsim.graph.rewrite import balance_paths, is_auxiliary
+from pcsim.metrics import Accuracy, ErrorByLevel, Metric, RelaxedEnergy
 from pcsim.simulator import Simulator, Trace
 from pcsim.training import Trainer
 from pcsim.version import __version__
 
 __all__ = [
+    "Accuracy",
     "Backprop",
+    "BatchRecord",
     "BatchedEngine",
+    "Callback",
     "Concatenate",
     "Constant",
     "CrossEntropy",
@@ -29,12 +34,16 @@ __all__ = [
     "Edge",
     "Energy",
     "Engine",
+    "EpochRecord",
+    "ErrorByLevel",
     "ForwardUpdate",
     "Gaussian",
+    "History",
     "IncrementalUpdate",
     "Kernel",
     "LearnedPrecision",
     "LearningRule",
+    "Metric",
     "Network",
     "Node",
     "PCError",
@@ -44,6 +53,7 @@ __all__ = [
     "Product",
     "ReferenceEngine",
     "Relaxation",
+    "RelaxedEnergy",
     "SettledUpdate",
     "Simulator",
     "Spiking",
@@ -55,6 +65,7 @@ __all__ = [
     "data",
     "errors",
     "is_auxiliary",
+    "plots",
     "register_kernel",
     "topologies",
 ]

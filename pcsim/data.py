@@ -48,7 +48,7 @@ _CROP_PADDING = 4
 
 @attrs.frozen(eq=False)
 class ImageData:
-    """Images with their class labels.
+    r"""Images with their class labels.
 
     ``images`` is float32 of shape (N, \\*shape), ``labels`` int64 of shape (N,) with values in
     [0, ``classes``). Anything else raises :class:`~pcsim.errors.DataError`.
@@ -85,7 +85,7 @@ class ImageData:
         return functional.one_hot(self.labels, self.classes).to(torch.float32)
 
     def dataset(self) -> TensorDataset:
-        """Return pairs of image (\\*shape) and one-hot target (classes,), for a ``DataLoader``."""
+        r"""Return pairs of image (\\*shape) and one-hot target (classes,), for a ``DataLoader``."""
         return TensorDataset(self.images, self.one_hot())
 
     def split(self, first: int, *, seed: int = 0) -> tuple[ImageData, ImageData]:

@@ -101,7 +101,7 @@ class Trainer:
 
         Raises:
             SettingError, ClampError: an argument or a batch does not fit.
-            DivergenceError: a latent or gradient is no longer finite; the weights are as the last good batch left them.
+            DivergenceError: a latent is no longer finite; the weights are as the last good batch left them.
         """
         if not _whole(epochs, 1):
             raise SettingError(f"Trainer.fit: epochs={epochs!r} given, expected a whole number of at least 1")
@@ -111,7 +111,6 @@ class Trainer:
         self._seed(train, validation)
         self._stopped = False
         first = len(self.history.records) + 1
-        guard = self.optimizer.register_step_pre_hook(_refuse_non_finite)
         try:
             for callback in self.callbacks:
                 callback.on_fit_start(self)
@@ -124,7 +123,6 @@ class Trainer:
                 for callback in self.callbacks:
                     callback.on_epoch_end(self, record)
         finally:
-            guard.remove()
             for callback in self.callbacks:
                 callback.on_fit_end(self, self.history)
         return self.history
@@ -279,12 +277,6 @@ def _as_one_hot(target: Tensor, node: Node) -> Tensor:
             f"{node.name!r}; number the classes from 0, or give the node a unit for each"
         )
     return one_hot(target.long(), node.shape[0])
-
-
-def _refuse_non_finite(optimizer: Optimizer, *_: object) -> None:
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if gradients and not torch.isfinite(torch.stack([gradient.sum() for gradient in gradients]).sum()):
-        raise DivergenceError("a gradient became NaN or infinite; a smaller learning or inference rate usually helps")
 
 
 @contextmanager

@@ -465,9 +465,10 @@ class Program:
         return torch.stack(rows) if rows else total.new_zeros(0, problem.batch), total
 
     def finite(self) -> bool:
-        """Whether every value that moved is finite."""
-        totals = [b.tensor("value").sum() for b in self.nodes if not (b.stack.given or b.stack.deterministic)]
-        return not totals or bool(torch.isfinite(torch.stack(totals)).all())
+        """Whether every value that moved is finite, and small enough for its square to be."""
+        moving = [b.tensor("value") for b in self.nodes if not (b.stack.given or b.stack.deterministic)]
+        norms = [torch.linalg.vector_norm(value) for value in moving]
+        return not norms or bool(torch.isfinite(torch.stack(norms)).all())
 
     def update_statistics(self) -> None:
         """Evaluate the modules that normalise once more, on the activity that they saw last, statistics unfrozen."""
@@ -482,9 +483,9 @@ class Program:
                 buffers.node.predict([leaf.detach() for leaf in leaves.values()], self.problem.seed)
 
     def lost(self) -> str:
-        """Name of a node whose value is not finite."""
-        values = self._views[0]
-        return next((name for name, value in values.items() if not bool(torch.isfinite(value).all())), "unknown")
+        """Name of a node whose value is not finite, or too large."""
+        norms = ((name, torch.linalg.vector_norm(value)) for name, value in self._views[0].items())
+        return next((name for name, norm in norms if not bool(torch.isfinite(norm))), "unknown")
 
     def _state_views(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         views: tuple[dict[str, Tensor], ...] = ({}, {}, {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import attrs
@@ -120,10 +119,10 @@ def _apply(problem: Problem, state: State, name: str, move: Tensor, step: int) -
     """Move one node; the largest update of its units."""
     before = state.value[name]
     state.value[name] = _clamped(problem, name, before + move)
-    largest = (state.value[name] - before).abs().max().item()
-    if not math.isfinite(largest):
+    # The norm, since errors of values whose squares overflow would make the gradients infinite next.
+    if not bool(torch.isfinite(torch.linalg.vector_norm(state.value[name]))):
         raise divergence(problem, name, step)
-    return largest
+    return (state.value[name] - before).abs().max().item()
 
 
 @attrs.define(eq=False)
