@@ -419,3 +419,23 @@ def test_plan_without_leaving_out_computes_everything() -> None:
     sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.5, precision=pcsim.Spiking(0.0)), pcsim.ForwardUpdate())
     sim.infer(clamps)
     assert Plan(sim._state.problem, leave_out=False).left_out() == 0.0
+
+
+class TestRoundedMessages:
+    def test_only_messages_are_rounded(self) -> None:
+        """A float64 network with float32 messages: the forward pass is exact, the latents are close."""
+        net, clamps = images()
+        twin = copy.deepcopy(net)
+        rounding = partial(BatchedEngine, message_dtype=torch.float32)
+        for network, engine in ((net, rounding), (twin, "reference")):
+            pcsim.Simulator(network, pcsim.Relaxation(9, 0.1), engine=engine).infer(clamps)
+        for name in ("pooled", "third", "hidden1"):
+            torch.testing.assert_close(net[name].forward_value, twin[name].forward_value, rtol=1e-14, atol=1e-14)
+            torch.testing.assert_close(net[name].value, twin[name].value, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(net["hidden1"].value, twin["hidden1"].value)
+
+    def test_half_precision_is_refused_on_a_cpu(self) -> None:
+        net, clamps = chain()
+        sim = pcsim.Simulator(net, engine=partial(BatchedEngine, message_dtype=torch.bfloat16))
+        with pytest.raises(pcsim.errors.SettingError, match="bfloat16 on a CPU"):
+            sim.infer(clamps)

@@ -14,7 +14,7 @@ from pcsim.engine.plan import Plan
 from pcsim.engine.program import Program
 from pcsim.engine.reference import ReferenceEngine
 from pcsim.engine.stacks import WeightRegistry
-from pcsim.errors import DivergenceError
+from pcsim.errors import DivergenceError, SettingError
 from pcsim.graph.evaluation import frozen_statistics
 from pcsim.graph.network import Network
 
@@ -25,9 +25,9 @@ KEPT_PROGRAMS = 4
 class _Turns:
     """Two programs of one plan that take turns; the second is made when it is needed."""
 
-    def __init__(self, plan: Plan, arena: Arena, stacking: bool) -> None:
+    def __init__(self, plan: Plan, make: Callable[[], Program]) -> None:
         self.plan = plan
-        self._make = partial(Program, plan, arena, stacking=stacking)
+        self._make = make
         self._programs = [self._make()]
         self._runs = 0
 
@@ -46,13 +46,27 @@ class BatchedEngine(Engine):
         network: the network to run.
         leave_out: leave out what is exactly zero (SPEC §7); for debugging, False computes everything at every step.
         stacking: compute equal nodes and edges together; for debugging, False computes each alone.
+        message_dtype: a lower precision for the products in messages, such as ``torch.bfloat16``; None for that of
+            the network. Predictions and latents are never rounded: an error is a small difference of the two, and
+            rounding either to 8 bits would leave little of it, while a message only has to point downhill.
+
+    Raises:
+        SettingError: at the first batch, if messages are to be rounded to half precision on a CPU, some of which
+            abort on such products.
     """
 
     name = "batched"
 
-    def __init__(self, network: Network, *, leave_out: bool = True, stacking: bool = True) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        leave_out: bool = True,
+        stacking: bool = True,
+        message_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(network)
-        self._leave_out, self._stacking = leave_out, stacking
+        self._leave_out, self._stacking, self._message_dtype = leave_out, stacking, message_dtype
         self._reference = ReferenceEngine(network)
         self._programs: dict[tuple[object, ...], _Turns] = {}
         self._latest: tuple[State, Program] | None = None
@@ -127,6 +141,10 @@ class BatchedEngine(Engine):
 
         There are two of each, which take turns: the state that the last run left stays whole if this one fails.
         """
+        if self._message_dtype in (torch.bfloat16, torch.float16) and problem.device.type == "cpu":
+            raise SettingError(
+                f"message_dtype {self._message_dtype} on a CPU: some abort on half-precision products; use None there"
+            )
         if not WeightRegistry.of(self.network).intact():
             self._programs.clear()
         sizes = (problem.batch, problem.dtype, problem.device)
@@ -134,7 +152,8 @@ class BatchedEngine(Engine):
         turns = self._programs.pop(key, None)
         if turns is None or turns.plan.wiring.snapshot is not problem.snapshot:
             plan = Plan(problem, teaching=teaching, leave_out=self._leave_out)
-            turns = _Turns(plan, Arena(problem.dtype, problem.device), self._stacking)
+            make = partial(Program, plan, stacking=self._stacking, message_dtype=self._message_dtype)
+            turns = _Turns(plan, partial(make, Arena(problem.dtype, problem.device)))
         self._programs[key] = turns
         for forgotten in list(self._programs)[:-KEPT_PROGRAMS]:
             del self._programs[forgotten]

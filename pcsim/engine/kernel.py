@@ -34,6 +34,8 @@ class Kernel(ABC, Generic[M]):
     """Whether one call may compute a stack of modules with equal signatures."""
     reads: ClassVar[Literal["nothing", "input", "output"]] = "input"
     """Whose content ``message`` needs besides delta's; of the others it may use the shape."""
+    products: ClassVar[bool] = False
+    """Whether ``message`` is made of products with the weights, which may be computed in a lower precision."""
     elementwise: ClassVar[bool] = False
     """Whether ``forward`` may write its output over its input (where ``reads`` is not the input)."""
 

@@ -41,7 +41,7 @@ class Identity(Kernel[nn.Identity]):
 class Linear(Kernel[nn.Linear]):
     """``nn.Linear`` on (batch, features); a stack is one batched matrix product."""
 
-    stacks, reads = True, "nothing"
+    stacks, reads, products = True, "nothing", True
 
     def accepts(self, module: nn.Linear, shape: tuple[int, ...]) -> bool:
         """Whether values have one axis of features."""
@@ -193,7 +193,7 @@ class Flatten(Kernel[nn.Flatten]):
 class Conv2d(Kernel[nn.Conv2d]):
     """``nn.Conv2d`` with zero padding, one at a time: each is large enough to fill the machine."""
 
-    reads = "nothing"
+    reads, products = "nothing", True
 
     def accepts(self, module: nn.Conv2d, shape: tuple[int, ...]) -> bool:
         """Whether the padding is zeros, given in numbers."""

@@ -72,6 +72,15 @@ def message(bound: Bound, delta: Place, value: Place, output: Place, goal: Place
     goal.write(kernel.message(module, weights(), delta.read(), value.read(), output.read(), goal.out, saved))
 
 
+def rounded_message(bound: Bound, delta: Place, value: Place, output: Place, goal: Place, dtype: torch.dtype) -> None:
+    """Run a kernel backward with its products in a lower precision."""
+    kernel, module, weights, saved = bound
+    lower = [weight.to(dtype) for weight in weights()]
+    given, before = delta.read().to(dtype), value.read()
+    rounded = kernel.message(module, lower, given, before.to(dtype), output.read(), None, saved)
+    goal.write(rounded.to(before.dtype))
+
+
 def add_product(bound: Bound, goal: Tensor, delta: Place, factor: float) -> None:
     """Add factor · delta · W: a linear message, straight to where it goes."""
     product = goal.addmm_ if goal.dim() == 2 else goal.baddbmm_

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pcsim.dynamics.learning import LearningRule
 from pcsim.engine import operations as do
-from pcsim.engine.buffers import Arena, EdgeBuffers, NodeBuffers, like
+from pcsim.engine.buffers import Arena, Bound, EdgeBuffers, NodeBuffers, like
 from pcsim.engine.engine import Problem, State
 from pcsim.engine.kernels import Conv2d, Linear
 from pcsim.engine.plan import Mask, Phase, Plan, Positions
@@ -33,11 +33,14 @@ class Program:
         plan: what to compute.
         arena: scratch tensors; programs that never hold a state at the same time may share it.
         stacking: compute equal nodes and edges together; for debugging, False computes each alone.
+        message_dtype: of the products in messages; None for that of the values.
     """
 
-    def __init__(self, plan: Plan, arena: Arena, *, stacking: bool = True) -> None:
+    def __init__(
+        self, plan: Plan, arena: Arena, *, stacking: bool = True, message_dtype: torch.dtype | None = None
+    ) -> None:
         self.plan, self.problem = plan, plan.problem
-        self._wiring, self._arena = plan.wiring, arena
+        self._wiring, self._arena, self._message_dtype = plan.wiring, arena, message_dtype
         self._bind(stacking)
         self._places = {node.name: (b, row) for b in self.nodes for row, node in enumerate(b.stack.nodes)}
         self._users = self._wiring.users
@@ -365,13 +368,18 @@ class Program:
             return
         stage = edge.stages[0]
         bound = stage.bound(edge.stack.weight_rows[rows])
-        if isinstance(stage.kernel, Linear) and goal.out is not None:
+        if isinstance(stage.kernel, Linear) and goal.out is not None and self._message_dtype is None:
             operations.append(partial(do.add_product, bound, goal.out, delta, factor))
             return
         value, output = self._activity(edge, rows, "present"), edge.place(1, rows)
         scratch = edge.message_place(0, rows)
-        operations.append(partial(do.message, bound, delta, value, output, scratch))
+        operations.append(self._message(bound, delta, value, output, scratch))
         operations.append(partial(do.add, goal, scratch, factor))
+
+    def _message(self, bound: Bound, delta: Place, value: Place, output: Place, goal: Place) -> Operation:
+        if bound.kernel.products and self._message_dtype is not None:
+            return partial(do.rounded_message, bound, delta, value, output, goal, self._message_dtype)
+        return partial(do.message, bound, delta, value, output, goal)
 
     def _delta_at(self, operations: Operations, edge: EdgeBuffers, rows: Positions, link: int) -> Place:
         """The target's error pulled back to place ``link + 1`` of an edge's chain."""
@@ -382,7 +390,7 @@ class Program:
             bound = stage.bound(edge.stack.weight_rows[rows])
             value, output = edge.place(later, rows), edge.place(later + 1, rows)
             place = edge.message_place(later, rows)
-            operations.append(partial(do.message, bound, delta, value, output, place))
+            operations.append(self._message(bound, delta, value, output, place))
             delta = place
         return delta
 

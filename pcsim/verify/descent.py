@@ -63,7 +63,7 @@ def check_descent(
 def _refuse(case: Case) -> None:
     if case.relaxation.momentum:
         raise SettingError(
-            f"check_descent: momentum {case.relaxation.momentum} given, a step of which may raise the energy; set it to 0"
+            f"check_descent: momentum {case.relaxation.momentum} given, which may raise the energy; set it to 0"
         )
     if case.rule.every_step:
         raise SettingError(

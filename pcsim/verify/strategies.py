@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import attrs
@@ -39,6 +40,7 @@ RULES: tuple[LearningRule, ...] = (SettledUpdate(), ForwardUpdate(), Incremental
 SEEDS = st.integers(0, 2**16)
 
 
+@cache
 def shapes() -> st.SearchStrategy[Shape]:
     """Shapes of one, two or three axes, of at most four units or so."""
     one = st.tuples(st.integers(1, 4))
@@ -47,6 +49,7 @@ def shapes() -> st.SearchStrategy[Shape]:
     return st.one_of(one, one, two, three)
 
 
+@cache
 def transfers(shape: Shape) -> st.SearchStrategy[nn.Module | None]:
     """Smooth transfers for a shape, among them one with parameters of its own; None for none."""
     makers: tuple[Callable[[], nn.Module | None], ...] = (
@@ -58,6 +61,7 @@ def transfers(shape: Shape) -> st.SearchStrategy[nn.Module | None]:
     return st.sampled_from(makers).map(lambda make: make())
 
 
+@cache
 def precisions(shape: Shape, learned: bool = True) -> st.SearchStrategy[float | Tensor | LearnedPrecision]:
     """One precision for a node, one per unit, or learned ones."""
     number = st.sampled_from((1.0, 1.0, 0.5, 2.0, 0.0))
@@ -68,6 +72,7 @@ def precisions(shape: Shape, learned: bool = True) -> st.SearchStrategy[float | 
     return st.one_of(number, number, per_unit, *([asked] if learned else []))
 
 
+@cache
 def node_options(shape: Shape, *, learned_precision: bool = True) -> st.SearchStrategy[Mapping[str, Any]]:
     """The default node factory: a transfer, a weight and a precision."""
     weights = st.sampled_from((1.0, 1.0, 1.0, 0.5, 3.0, 0.0))
@@ -75,11 +80,13 @@ def node_options(shape: Shape, *, learned_precision: bool = True) -> st.SearchSt
     return drawn.map(lambda options: dict(zip(("transfer", "weight", "precision"), options, strict=True)))
 
 
+@cache
 def linear_node_options(shape: Shape) -> st.SearchStrategy[Mapping[str, Any]]:
     """A node factory without transfers, for linear Gaussian networks; precisions are positive."""
     return precisions(shape, learned=False).map(lambda p: {"precision": p if isinstance(p, Tensor) or p else 1.5})
 
 
+@cache
 def linear_edge_modules(source: Shape, contribution: Shape) -> st.SearchStrategy[nn.Module]:
     """Affine modules between two shapes: dense, convolutional, or the identity where that fits."""
     kinds = ["dense"]
@@ -93,6 +100,7 @@ def linear_edge_modules(source: Shape, contribution: Shape) -> st.SearchStrategy
     return drawn.map(lambda kind_and_bias: _module(*kind_and_bias, source, contribution))
 
 
+@cache
 def edge_modules(source: Shape, contribution: Shape) -> st.SearchStrategy[nn.Module]:
     """The default edge factory: an affine module, now and then with a nonlinearity before it."""
     affine = linear_edge_modules(source, contribution)
@@ -179,6 +187,7 @@ def networks(
     return network
 
 
+@cache
 @st.composite
 def _edge_ends(draw: st.DrawFn, count: int, cycles: bool) -> list[tuple[int, int]]:
     """Indices of sources and targets: mostly forward and connected, parallel edges allowed."""
@@ -196,6 +205,7 @@ def _edge_ends(draw: st.DrawFn, count: int, cycles: bool) -> list[tuple[int, int
     return ends
 
 
+@cache
 @st.composite
 def _combine(draw: st.DrawFn, shape: Shape, count: int, any_kind: bool) -> tuple[nn.Module | None, list[Shape]]:
     """How a node combines its inputs, and the shape of each."""
@@ -211,6 +221,7 @@ def _combine(draw: st.DrawFn, shape: Shape, count: int, any_kind: bool) -> tuple
     return Product() if kind == "product" else None, [shape] * count
 
 
+@cache
 @st.composite
 def _priors(draw: st.DrawFn, shape: Shape) -> float | Tensor | None:
     kind = draw(st.sampled_from(("none", "none", "number", "per unit", "learned")))
@@ -278,6 +289,7 @@ def _clamp(draw: st.DrawFn, node: Node, batch: int, masks: bool) -> Tensor | tup
     return value, mask
 
 
+@cache
 @st.composite
 def schedules(draw: st.DrawFn, rate: float) -> PrecisionSchedule:
     """Constant, spiking (α = 0 and the paper's Eq. 4 among them) and decaying schedules."""
