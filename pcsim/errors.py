@@ -34,10 +34,6 @@ class DataError(PCError):
     """A data set is missing, damaged or not what it claims to be."""
 
 
-class CheckpointError(PCError):
-    """A saved file is damaged, foreign, or belongs to another network."""
-
-
 class PCWarning(UserWarning):
     """Base of every warning that pcsim gives."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pcsim.dynamics.inference import Relaxation
+from pcsim.dynamics.inference import Relaxation, check_delay
 from pcsim.dynamics.learning import LearningRule, SettledUpdate
 from pcsim.dynamics.precision import Constant
 from pcsim.engine.batched import BatchedEngine
@@ -256,6 +256,7 @@ class Simulator:
         problem = Problem(clamping, fits, relaxation, self.rule, batch, *options, self.network.snapshot(), seed, record)
         if clamping not in self._checked and not self.rule.backprop and not predicting:
             relaxation.precision.check(problem.arrivals, relaxation.steps)
+            check_delay(self.network, relaxation)
             self._checked.add(clamping)
         return problem
 

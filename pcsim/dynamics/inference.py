@@ -120,6 +120,7 @@ def _delays(node: Node, rate: float) -> bool:
     return (
         not node.deterministic
         and len(node.incoming) == 1
+        and node.weight != 1.0
         and math.isclose(rate * node.weight, 1.0, rel_tol=1e-6)
         and all(type(module) is nn.Identity for module in identities)
     )

@@ -119,13 +119,6 @@ class Problem:
         levels = self.clamping.levels
         return {name: levels[name] for name in self.clamping.energetic if name in levels}
 
-    def never_pushes(self, node: str, step: int) -> bool:
-        """Whether π_n(t) w_n is zero whatever the tensors hold."""
-        own = self.network.nodes[node]
-        given = own.given_precision if own.log_precision is None else 1.0
-        zero_by_itself = own.weight == 0 or (isinstance(given, float) and given == 0)
-        return zero_by_itself or self.scheduled(node, step) == 0
-
 
 @attrs.define(eq=False)
 class State:

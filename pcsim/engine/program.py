@@ -95,9 +95,6 @@ class Program:
             )
             for place, stack in enumerate(edge_stacks)
         ]
-        self._edge_at: dict[int, tuple[EdgeBuffers, int]] = {
-            position: (edge, row) for edge in self.edges for row, position in enumerate(edge.stack.positions.tolist())
-        }
 
     def _may_move_directly(self) -> bool:
         """Whether messages may be added to values at once, while other messages still wait to be computed."""
