@@ -238,6 +238,7 @@ class TestPlan:
         sim = pcsim.Simulator(net, pcsim.Relaxation(3, 0.5, precision=pcsim.Spiking(0.0)), pcsim.ForwardUpdate())
         sim.infer(clamps)
         text = str(sim.plan)
+        assert "stack of 2 latent 5, 2 edges into it: hidden1, hidden2" in text
         assert "step 1:" in text
         assert "move     hidden1, hidden2" in text
         assert "left out: " in text

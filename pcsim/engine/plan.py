@@ -21,6 +21,7 @@ import numpy.typing as npt
 from torch import nn
 
 from pcsim.engine.engine import Problem
+from pcsim.engine.stacks import stack_nodes
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Positions: TypeAlias = npt.NDArray[np.intp]
@@ -329,6 +330,13 @@ def describe(plan: Plan) -> str:
     names = [node.name for node in wiring.nodes]
     edges = [edge.name for edge in wiring.edges]
     lines, first = [], 0
+    for stack in stack_nodes(plan, stacking=True):
+        kind = "given" if stack.given else "deterministic" if stack.deterministic else "latent"
+        shape = "x".join(map(str, stack.nodes[0].shape)) or "1"
+        members = np.zeros(len(names), bool)
+        members[stack.positions] = True
+        into = int(members[wiring.target].sum())
+        lines.append(f"stack of {len(stack.nodes)} {kind} {shape}, {into} edges into it: {_shown(members, names)}")
     for last, position in enumerate(plan.sequence):
         if last + 1 < len(plan.sequence) and plan.sequence[last + 1] == position:
             continue

@@ -8,7 +8,7 @@ that those active at a step are a slice.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from pcsim.engine.kernel import Gain, Kernel, kernel_for
 from pcsim.engine.kernels import Identity
-from pcsim.engine.plan import Mask, Plan, Positions
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Gaussian
 from pcsim.graph.evaluation import probe
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node, Sum
+
+if TYPE_CHECKING:
+    from pcsim.engine.plan import Mask, Plan, Positions
 
 Rows: TypeAlias = "slice | Tensor"
 
