@@ -92,7 +92,7 @@ class Simulator:
         self.engine = (ENGINES[engine] if isinstance(engine, str) else engine)(network)
         self._state: State | None = None
         self._clampings: dict[tuple[object, ...], Clamping] = {}
-        self._checked: set[Clamping] = set()
+        self._checked: set[tuple[Clamping, Relaxation]] = set()
 
     # Running
 
@@ -231,7 +231,7 @@ class Simulator:
     # What a run is given
 
     def _problem(self, clamps: Clamps, record: bool, predicting: bool = False) -> Problem:
-        named = {node if isinstance(node, str) else node.name: given for node, given in clamps.items()}
+        named = self._by_name(clamps)
         values = (given[0] if isinstance(given, tuple) else given for given in named.values())
         some = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
         options = tensor_options(self.network, otherwise=some)
@@ -254,11 +254,22 @@ class Simulator:
             relaxation = attrs.evolve(relaxation, steps=0)
         seed = int(torch.randint(2**31, ()).item()) if clamping.stochastic and not predicting else 0
         problem = Problem(clamping, fits, relaxation, self.rule, batch, *options, self.network.snapshot(), seed, record)
-        if clamping not in self._checked and not self.rule.backprop and not predicting:
+        if (clamping, relaxation) not in self._checked and not self.rule.backprop and not predicting:
             relaxation.precision.check(problem.arrivals, relaxation.steps)
             check_delay(self.network, relaxation)
-            self._checked.add(clamping)
+            self._checked.add((clamping, relaxation))
         return problem
+
+    def _by_name(self, clamps: Clamps) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
+        named = {}
+        for node, given in clamps.items():
+            name = node if isinstance(node, str) else node.name
+            if not isinstance(node, str) and node not in self.network:
+                raise ClampError(f"clamp {name!r}: that node belongs to another network; pass this one's, or its name")
+            if name in named:
+                raise ClampError(f"clamp {name!r}: given twice, by name and by node; give it once")
+            named[name] = given
+        return named
 
     def _clamping(self, clamps: Mapping[str, Clamp], predicting: bool) -> Clamping:
         full = frozenset(name for name, clamp in clamps.items() if clamp.mask is None)
@@ -270,7 +281,7 @@ class Simulator:
             clamping = Clamping(self.network, full, partial, backprop)
             _ = clamping.order  # refuses cycles that have no value to start from
             self._clampings = {k: c for k, c in self._clampings.items() if k[0] == self.network.revision}
-            self._checked.intersection_update(self._clampings.values())
+            self._checked.clear()
             self._clampings[key] = clamping
         return self._clampings[key]
 
@@ -280,6 +291,8 @@ class Simulator:
         known = self.network.nodes
         if name not in known:
             raise ClampError(f"clamp {name!r}: no such node; the network has {listed(known)}")
+        if isinstance(given, tuple) and len(given) != 2:
+            raise ClampError(f"clamp {name!r}: a tuple of {len(given)} given, expected a pair of values and a mask")
         value, mask = given if isinstance(given, tuple) else (given, None)
         shape = known[name].shape
         expected = f"(batch, {', '.join(map(str, shape))})"
@@ -299,6 +312,8 @@ class Simulator:
             raise ClampError(f"clamp {name!r}: holds NaN or infinity; clean the data, or mask the unknown units")
         if mask is None:
             return Clamp(value.detach())
+        if not isinstance(mask, Tensor):
+            raise ClampError(f"clamp {name!r}: a mask of type {type(mask).__name__} given, expected a boolean tensor")
         if mask.dtype != torch.bool or tuple(mask.shape) not in (shape, tuple(value.shape)):
             raise ClampError(
                 f"clamp {name!r}: mask of {mask.dtype} and shape {tuple(mask.shape)} given, expected torch.bool of "
@@ -316,7 +331,7 @@ class Simulator:
     # What a run leaves
 
     def _finish(self, state: State) -> Trace:
-        self._state = state
+        self._state = self.engine.kept = state
         self.network.reader = Reading(state)
         names = state.problem.clamping.energetic
         return Trace(state.steps, names, state.problem.clamping.levels, state.energies, state.free_energies)

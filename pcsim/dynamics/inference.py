@@ -48,6 +48,9 @@ class Relaxation:
     def __attrs_post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
             raise SettingError(f"Relaxation.steps: given {self.steps!r}, expected a whole number of at least 0")
+        for name in ("rate", "momentum"):
+            if not isinstance(getattr(self, name), int | float):
+                raise SettingError(f"Relaxation.{name}: given {getattr(self, name)!r}, expected a number")
         if not 0 < self.rate < float("inf"):
             raise SettingError(
                 f"Relaxation.rate: given {self.rate}, expected a positive number (about 0.05 to 0.8); a negative rate "

@@ -23,20 +23,20 @@ KEPT_PROGRAMS = 4
 
 
 class _Turns:
-    """Two programs of one plan that take turns; the second is made when it is needed."""
+    """Two programs of one plan that take turns, so that a run never touches the state that is kept from another."""
 
     def __init__(self, plan: Plan, make: Callable[[], Program]) -> None:
         self.plan = plan
         self._make = make
         self._programs = [self._make()]
-        self._runs = 0
 
-    def next(self) -> Program:
-        """The program whose turn it is."""
-        if self._runs == 1:
-            self._programs.append(self._make())
-        self._runs += 1
-        return self._programs[(self._runs - 1) % 2]
+    def next(self, kept: State | None) -> Program:
+        """A program that does not hold the kept state; the second is made when it is needed."""
+        for program in self._programs:
+            if kept is None or not program.holds(kept):
+                return program
+        self._programs.append(self._make())
+        return self._programs[-1]
 
 
 class BatchedEngine(Engine):
@@ -70,6 +70,7 @@ class BatchedEngine(Engine):
         self._reference = ReferenceEngine(network)
         self._programs: dict[tuple[object, ...], _Turns] = {}
         self._latest: tuple[State, Program] | None = None
+        self._versions: list[int] = []
 
     def forward(self, problem: Problem) -> State:
         """Values after the feed-forward start alone (SPEC §2, Start)."""
@@ -101,12 +102,12 @@ class BatchedEngine(Engine):
                     operation()
                 if learn is not None:
                     if not program.finite():
-                        raise self._divergence(program, previous, steps - 1)
+                        raise self._divergence(program, previous, steps)
                     learn(program.taught[position])
                 if problem.relaxation.tolerance is not None and problem.settled(program.largest, steps - 1):
                     break
             if not program.finite():
-                raise self._divergence(program, previous, steps - 1)
+                raise self._divergence(program, previous, steps)
             state = program.state(steps)
             if problem.record:
                 for operation in program.closing(steps):
@@ -114,13 +115,13 @@ class BatchedEngine(Engine):
                 recorded.append(program.energies(state.last_step))
                 state.energies = torch.stack([row for row, _ in recorded])
                 state.free_energies = torch.stack([total for _, total in recorded])
-        self._latest = state, program
+        self._latest, self._versions = (state, program), _versions(problem)
         return state
 
     def gradients(self, state: State) -> Gradients:
         """Gradients of the problem's learning rule at a relaxed state (SPEC §4)."""
-        if self._latest is None or self._latest[0] is not state:
-            # Its scratch tensors have been overwritten since, by a run that failed.
+        if self._latest is None or self._latest[0] is not state or self._versions != _versions(state.problem):
+            # Its scratch tensors have been overwritten since, by a run that failed, or are of weights that changed.
             return self._reference.gradients(state)
         operations, gradients = self._latest[1].learning(state.steps)
         with torch.no_grad(), frozen_statistics(state.problem.snapshot.normalising):
@@ -139,7 +140,7 @@ class BatchedEngine(Engine):
     def _program(self, problem: Problem, *, teaching: bool) -> Program:
         """The program of a problem, made when it is first needed.
 
-        There are two of each, which take turns: the state that the last run left stays whole if this one fails.
+        There are two of each, which take turns: the state that an earlier run left stays whole if this one fails.
         """
         if self._message_dtype in (torch.bfloat16, torch.float16) and problem.device.type == "cpu":
             raise SettingError(
@@ -157,9 +158,9 @@ class BatchedEngine(Engine):
         self._programs[key] = turns
         for forgotten in list(self._programs)[:-KEPT_PROGRAMS]:
             del self._programs[forgotten]
-        return turns.next()
+        return turns.next(self.kept)
 
-    def _divergence(self, program: Program, previous: State | None, step: int) -> DivergenceError:
+    def _divergence(self, program: Program, previous: State | None, steps: int) -> DivergenceError:
         """The error that names the node and the step; found by running again if only the end is known."""
         problem = attrs.evolve(program.problem, record=False)
         if not program.plan.teaching:
@@ -167,4 +168,9 @@ class BatchedEngine(Engine):
                 self._reference.relax(problem, previous)
             except DivergenceError as error:
                 return error
-        return divergence(problem, program.lost(), step)
+        return divergence(problem, program.lost(), steps - 1 if steps else None)
+
+
+def _versions(problem: Problem) -> list[int]:
+    """A number by parameter that grows whenever the parameter changes."""
+    return [parameter._version for parameter in problem.snapshot.parameters]

@@ -150,8 +150,13 @@ class State:
         return max(self.steps - 1, 0)
 
 
-def divergence(problem: Problem, node: str, step: int) -> DivergenceError:
-    """The error for a latent that was lost at a step."""
+def divergence(problem: Problem, node: str, step: int | None) -> DivergenceError:
+    """The error for a latent that was lost at a step, or in the forward pass if that is None."""
+    if step is None:
+        return DivergenceError(
+            f"node {node!r} is NaN or infinite after the forward pass, before any inference step; look at the weights, "
+            "which a smaller learning rate usually keeps finite"
+        )
     return DivergenceError(
         f"node {node!r} became NaN or infinite at inference step {step}; a smaller rate than "
         f"{problem.relaxation.rate:g} usually helps, or less momentum, or smaller weights or precisions"
@@ -165,6 +170,8 @@ class Engine(ABC):
 
     def __init__(self, network: Network) -> None:
         self.network = network
+        self.kept: State | None = None
+        """The state that nodes and edges show; no later run may touch its tensors before another takes its place."""
 
     @abstractmethod
     def forward(self, problem: Problem) -> State:

@@ -109,11 +109,11 @@ def multiply(delta: Part, scale: Callable[[], Scale]) -> None:
         delta.out.mul_(scale())
 
 
-def own_precision(nodes: list[Node], factors: list[float]) -> Tensor:
+def own_precision(nodes: list[Node], factors: list[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """π w of nodes whose own precision is a tensor, (k, 1, *shape), or (*shape) of one."""
     scales = []
     for node, factor in zip(nodes, factors, strict=True):
-        base = torch.as_tensor(node.base_precision).detach()
+        base = torch.as_tensor(node.base_precision, dtype=dtype, device=device).detach()
         scales.append((factor * base).expand(node.shape))
     return scales[0] if len(scales) == 1 else torch.stack(scales).unsqueeze(1)
 

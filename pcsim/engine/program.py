@@ -310,7 +310,8 @@ class Program:
         if not learning:
             scales = scales * phase.schedule[buffers.stack.positions[rows]]
             if buffers.given_precisions is None:
-                return partial(do.own_precision, [buffers.stack.nodes[row] for row in rows], scales.tolist())
+                members = [buffers.stack.nodes[row] for row in rows]
+                return partial(do.own_precision, members, scales.tolist(), self._arena.dtype, self._arena.device)
             scales = scales * buffers.given_precisions[rows]
         if (scales == scales[0]).all():
             return float(scales[0])
@@ -500,6 +501,10 @@ class Program:
                 if name in buffers.tensors:
                     of[node.name] = buffers.tensors[name][row]
         return views[0], views[1], views[2]
+
+    def holds(self, state: State) -> bool:
+        """Whether a state's tensors are those of this program."""
+        return state.value is self._views[0]
 
     def state(self, steps: int) -> State:
         """Views of the tensors, by node name; the next run of this program overwrites them."""

@@ -39,6 +39,9 @@ class ReferenceEngine(Engine):
         recorded: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad(), frozen_statistics(problem.snapshot.normalising):
             state = start(problem, previous)
+            for name in clamping.free:
+                if not _finite(state.value[name]):
+                    raise divergence(problem, name, None)
             for step in range(relaxation.steps):
                 now = evaluate(problem, state.value, state.value, problem.scales(step))
                 if problem.record:
@@ -115,12 +118,16 @@ def _clamped(problem: Problem, name: str, value: Tensor) -> Tensor:
     return value if clamp is None else clamp.onto(value)
 
 
+def _finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(torch.linalg.vector_norm(value)))
+
+
 def _apply(problem: Problem, state: State, name: str, move: Tensor, step: int) -> float:
     """Move one node; the largest update of its units."""
     before = state.value[name]
     state.value[name] = _clamped(problem, name, before + move)
     # The norm, since errors of values whose squares overflow would make the gradients infinite next.
-    if not bool(torch.isfinite(torch.linalg.vector_norm(state.value[name]))):
+    if not _finite(state.value[name]):
         raise divergence(problem, name, step)
     return (state.value[name] - before).abs().max().item()
 

@@ -123,7 +123,7 @@ class Node(nn.Module):
         self.energy_function = Gaussian() if energy is None else energy
         self.deterministic = deterministic
         self.stochastic = False
-        if not (weight >= 0 and math.isfinite(weight)):
+        if not isinstance(weight, int | float) or not (weight >= 0 and math.isfinite(weight)):
             raise GraphError(f"node {name!r}: weight {weight} given, expected a finite number of at least 0")
         self.weight = float(weight)
         self._set_precision(precision)
@@ -151,7 +151,7 @@ class Node(nn.Module):
                 raise GraphError(f"node {self.name!r}: a precision is negative or not finite; give at least 0")
             del self.given_precision
             self.register_buffer("given_precision", precision.detach().clone())
-        elif not (precision >= 0 and math.isfinite(precision)):
+        elif not isinstance(precision, int | float) or not (precision >= 0 and math.isfinite(precision)):
             raise GraphError(f"node {self.name!r}: precision {precision} given, expected a finite number of at least 0")
         else:
             self.given_precision = float(precision)
@@ -163,6 +163,8 @@ class Node(nn.Module):
         if self.deterministic:
             raise GraphError(f"node {self.name!r}: a deterministic node has no energy for a prior to enter; drop one")
         tensor = prior if isinstance(prior, Tensor) else torch.tensor(float(prior))
+        if not bool(torch.isfinite(tensor).all()):
+            raise GraphError(f"node {self.name!r}: the prior is NaN or infinite; give finite numbers")
         if tensor.shape not in (torch.Size(()), torch.Size(self.shape)):
             raise GraphError(
                 f"node {self.name!r}: prior of shape {tuple(tensor.shape)} given, expected one number or one per "

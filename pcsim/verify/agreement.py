@@ -64,12 +64,15 @@ def _run(case: Case, engine: EngineChoice) -> _Outcome:
             for name, edge in own.network.edges.items():
                 tensors[f"run {run}: message of edge {name!r}"] = edge.message.clone()
             if any(node in trace.nodes for node in own.clamps):
+                before = len(optimizer.gradients)
                 if own.rule.every_step:
                     simulator.update(own.clamps, optimizer)
                 else:
                     simulator.learn(optimizer)
-        for update, gradients in enumerate(optimizer.gradients):
-            tensors |= {f"update {update}: gradient of {name!r}": grad for name, grad in gradients.items()}
+                    simulator.learn(optimizer)  # from the same state, but by other weights
+                for update, gradients in enumerate(optimizer.gradients[before:]):
+                    where = f"run {run}, update {update}"
+                    tensors |= {f"{where}: gradient of {name!r}": grad for name, grad in gradients.items()}
         tensors |= {f"parameter {name!r}": p.detach() for name, p in own.network.named_parameters()}
     except PCError as refused:
         return _Outcome(tensors, type(refused).__name__)
