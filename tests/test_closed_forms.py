@@ -1,0 +1,788 @@
+"""Closed forms (SPEC §10): what a linear solve, torch.optim, plain autograd or arithmetic by hand gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import attrs
+import numpy as np
+import pytest
+import scipy.sparse
+import scipy.sparse.linalg
+import torch
+from torch import Tensor, nn, optim
+from torch.nn import functional
+
+import pcsim
+from pcsim.errors import PrecisionWarning, SettingError
+from pcsim.graph.energy import Scale
+from pcsim.topologies.mlp import mlp
+
+Clamps = dict[str, Tensor | tuple[Tensor, Tensor]]
+
+TOO_SHORT = "ignore:spiking precision never spikes:pcsim.errors.PrecisionWarning"
+EULER = 0.36787944117144233  # e^-1
+
+
+@pytest.fixture(params=["reference", "batched"])
+def engine(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def assert_close(got: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+# Plain PyTorch, without pcsim: a chain of linear layers with an activation on all but the last.
+
+
+def identity(value: Tensor) -> Tensor:
+    return value
+
+
+@attrs.frozen
+class Plain:
+    """A chain in plain PyTorch; values, scales and energies are indexed by layer, input first."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    activation: Callable[[Tensor], Tensor]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [parameter for pair in zip(self.weights, self.biases, strict=True) for parameter in pair]
+
+    def predict(self, layer: int, value: Tensor) -> Tensor:
+        linear = value @ self.weights[layer].T + self.biases[layer]
+        return linear if layer == len(self.weights) - 1 else self.activation(linear)
+
+    def forward(self, value: Tensor) -> list[Tensor]:
+        values = [value]
+        for layer in range(len(self.weights)):
+            values.append(self.predict(layer, values[-1]))
+        return values
+
+    def energies(self, values: Sequence[Tensor]) -> list[Tensor]:
+        return [0.5 * (values[k + 1] - self.predict(k, values[k])).square().sum(1) for k in range(len(self.weights))]
+
+    def total(self, values: Sequence[Tensor], scales: Sequence[float | Tensor]) -> Tensor:
+        energies = self.energies(values)
+        return sum((s * e.sum() for s, e in zip(scales, energies, strict=True)), torch.zeros((), dtype=torch.float64))
+
+
+def chain(sizes: Sequence[int], activation: Callable[[], nn.Module], **latents: str) -> pcsim.Network:
+    """The library's own chain, in float64 and with biases that are not zero."""
+    net = mlp(sizes, activation=activation, **latents).double()  # type: ignore[arg-type]
+    for linear in linears(net):
+        nn.init.normal_(linear.bias, std=0.3)
+    return net
+
+
+def linears(net: pcsim.Network) -> list[nn.Linear]:
+    return [module for module in net.modules() if isinstance(module, nn.Linear)]
+
+
+def plain(net: pcsim.Network, activation: Callable[[Tensor], Tensor]) -> Plain:
+    layers = linears(net)
+    return Plain(
+        [layer.weight.detach().clone().requires_grad_() for layer in layers],
+        [layer.bias.detach().clone().requires_grad_() for layer in layers],
+        activation,
+    )
+
+
+def names(net: pcsim.Network) -> list[str]:
+    return list(net.nodes)
+
+
+def read(net: pcsim.Network) -> list[Tensor]:
+    return [node.value.clone() for node in net.nodes.values()]
+
+
+def grads(net: pcsim.Network) -> list[Tensor]:
+    """Gradients in the order of Plain.parameters; None counts as zero."""
+    found = [parameter for linear in linears(net) for parameter in (linear.weight, linear.bias)]
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in found]
+
+
+def spiking(step: int, depth: int, alpha: float, peak: float) -> list[float]:
+    """π of each layer's node at a step, first hidden layer first: the error reaches the node of level k at step k."""
+    return [peak if step == depth - 1 - layer else alpha for layer in range(depth)]
+
+
+# Linear Gaussian networks against a sparse linear solve
+
+
+@attrs.frozen
+class System:
+    """F = ½ (A x − b)ᵀ D (A x − b) over all units x, by node names."""
+
+    matrix: scipy.sparse.csr_array
+    offset: np.ndarray
+    scale: scipy.sparse.dia_array
+    place: dict[str, slice]
+
+    def solve(self, given: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The units that minimise F with the known ones given, and the eigenvalues of its Hessian in the others."""
+        free = self.matrix[:, ~known]
+        hessian = (free.T @ self.scale @ free).tocsc()
+        right = free.T @ self.scale @ (self.offset - self.matrix[:, known] @ given[known])
+        solution = given.copy()
+        solution[~known] = scipy.sparse.linalg.spsolve(hessian, right)
+        return solution, np.linalg.eigvalsh(hessian.toarray())
+
+
+def assemble(net: pcsim.Network) -> System:
+    """From the weights, biases, gains, priors, precisions and node weights alone; pcsim computes nothing."""
+    place: dict[str, slice] = {}
+    units = 0
+    for name, node in net.nodes.items():
+        place[name] = slice(units, units + node.shape[0])
+        units += node.shape[0]
+    matrix = scipy.sparse.lil_array((units, units))
+    offset, scale = np.zeros(units), np.zeros(units)
+    for name, node in net.nodes.items():
+        if node.incoming or node.prior is not None:
+            matrix[place[name], place[name]] = np.eye(node.shape[0])
+            scale[place[name]] = node.weight * np.broadcast_to(np.asarray(node.given_precision), node.shape)
+        if node.prior is not None:
+            offset[place[name]] = node.prior.numpy()
+    for edge in net.edges.values():
+        rows, columns = place[edge.target_name], place[edge.source_name]
+        if isinstance(edge.module, nn.Linear):
+            weight = edge.module.weight.detach().numpy()
+            if edge.module.bias is not None:
+                offset[rows] += edge.gain * edge.module.bias.detach().numpy()
+        else:
+            assert isinstance(edge.module, nn.Identity)
+            weight = np.eye(rows.stop - rows.start)
+        matrix[rows, columns] = matrix[rows, columns].toarray() - edge.gain * weight
+    return System(matrix.tocsr(), offset, scipy.sparse.diags_array(scale), place)
+
+
+def solved(net: pcsim.Network, clamps: Clamps) -> tuple[dict[str, Tensor], float, float]:
+    """Solution by node name, and the smallest and largest curvature over the batch."""
+    system = assemble(net)
+    batch = len(next(value[0] if isinstance(value, tuple) else value for value in clamps.values()))
+    units = system.matrix.shape[1]
+    solution = np.zeros((batch, units))
+    curvatures = []
+    for sample in range(batch):
+        given, known = np.zeros(units), np.zeros(units, dtype=bool)
+        for name, clamp in clamps.items():
+            value, mask = clamp if isinstance(clamp, tuple) else (clamp, torch.ones_like(clamp, dtype=torch.bool))
+            given[system.place[name]] = value[sample].numpy()
+            known[system.place[name]] = mask.expand(value.shape)[sample].numpy()
+        solution[sample], eigenvalues = system.solve(given, known)
+        curvatures += [eigenvalues[0], eigenvalues[-1]]
+    values = {name: torch.from_numpy(solution[:, place].copy()) for name, place in system.place.items()}
+    return values, float(min(curvatures)), float(max(curvatures))
+
+
+def heavy_ball(least: float, most: float) -> pcsim.Relaxation:
+    """The fastest gradient descent with momentum on a quadratic of these curvatures, run to rounding error."""
+    low, high = math.sqrt(least), math.sqrt(most)
+    steps = 60 + int(40 * high / low)
+    assert steps < 3000, "choose a better conditioned example"
+    return pcsim.Relaxation(steps, 4 / (low + high) ** 2, momentum=((high - low) / (high + low)) ** 2)
+
+
+def add(net: pcsim.Network, source: str, target: str, gain: float = 1.0, bias: bool = True) -> None:
+    linear = nn.Linear(net[source].shape[0], net[target].shape[0], bias=bias)
+    net.add_edge(source, target, linear, gain=gain)
+
+
+def linear_chain() -> tuple[pcsim.Network, Clamps]:
+    net = pcsim.Network()
+    for name, size in (("x", 3), ("a", 5), ("b", 4), ("y", 2)):
+        net.add_node(name, (size,))
+    for source, target in (("x", "a"), ("a", "b"), ("b", "y")):
+        add(net, source, target)
+    return net, {"x": draw(3, 3), "y": draw(3, 2)}
+
+
+def linear_skip() -> tuple[pcsim.Network, Clamps]:
+    """Skips, a parallel edge, an identity, gains, weights and precisions."""
+    net = pcsim.Network()
+    net.add_node("x", (3,))
+    net.add_node("a", (4,), weight=1.7)
+    net.add_node("b", (4,), precision=torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64))
+    net.add_node("c", (4,), precision=0.6, weight=2.0)
+    net.add_node("y", (3,), precision=torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64), weight=0.5)
+    add(net, "x", "a")
+    add(net, "a", "b", gain=-1.3)
+    net.add_edge("a", "c", gain=0.7)
+    add(net, "b", "c")
+    add(net, "b", "c", gain=0.4, bias=False)
+    add(net, "c", "y", gain=2.0)
+    add(net, "x", "y")
+    return net, {"x": draw(2, 3), "y": draw(2, 3)}
+
+
+def linear_cycle() -> tuple[pcsim.Network, Clamps]:
+    """A cycle of two nodes, a self-loop, and an edge back from the target."""
+    net = pcsim.Network()
+    for name, size in (("x", 2), ("a", 3), ("b", 4), ("y", 2)):
+        net.add_node(name, (size,))
+    add(net, "x", "a")
+    add(net, "a", "b")
+    add(net, "b", "a", gain=0.5)
+    add(net, "a", "a", gain=-0.3)
+    add(net, "b", "y")
+    add(net, "y", "a")
+    return net, {"x": draw(3, 2), "y": draw(3, 2)}
+
+
+def linear_partial() -> tuple[pcsim.Network, Clamps]:
+    """Of some nodes only some units are given, in one the same for all samples and in one not."""
+    net, clamps = linear_chain()
+    hidden = torch.tensor([True, False, False, True, False])
+    output = torch.tensor([[True, False], [False, True], [True, True]])
+    return net, clamps | {"a": (draw(3, 5), hidden), "y": (draw(3, 2), output)}
+
+
+def linear_prior() -> tuple[pcsim.Network, Clamps]:
+    """Free roots with priors, of which one is weighed unit by unit, and one free root without."""
+    net = pcsim.Network()
+    precision = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
+    net.add_node("p", (3,), prior=torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), precision=precision)
+    net.add_node("q", (2,), prior=0.7, weight=0.8)
+    net.add_node("r", (2,))
+    net.add_node("h", (4,))
+    net.add_node("y", (5,))
+    add(net, "p", "h")
+    add(net, "q", "h", gain=1.5)
+    add(net, "r", "y", gain=2.0)
+    add(net, "h", "y")
+    return net, {"y": draw(2, 5)}
+
+
+@pytest.mark.parametrize("build", [linear_chain, linear_skip, linear_cycle, linear_partial, linear_prior])
+def test_a_linear_network_relaxes_to_its_linear_solution(
+    engine: str, build: Callable[[], tuple[pcsim.Network, Clamps]]
+) -> None:
+    net, clamps = build()
+    net.double()
+    expected, least, most = solved(net, clamps)
+    pcsim.Simulator(net, heavy_ball(least, most), engine=engine).infer(clamps)
+    for name, node in net.nodes.items():
+        assert_close(node.value, expected[name], 1e-10)
+    moved = [(node.value - node.forward_value).abs().max() for name, node in net.nodes.items() if name not in clamps]
+    assert min(moved) > 1e-3
+
+
+def test_predict_relaxes_where_a_forward_pass_is_not_exact(engine: str) -> None:
+    net = pcsim.Network()
+    for name, size in (("label", 2), ("hidden", 3), ("input", 5)):
+        net.add_node(name, (size,))
+    add(net, "label", "hidden")
+    add(net, "hidden", "input")
+    net.double()
+    clamps: Clamps = {"input": draw(4, 5)}
+    expected, least, most = solved(net, clamps)
+    # The schedule is for learning: nothing arrives from a target here, so that predicting weighs all errors alike.
+    relaxation = attrs.evolve(heavy_ball(least, most), precision=pcsim.Spiking(alpha=0.0))
+    simulator = pcsim.Simulator(net, relaxation, engine=engine)
+    simulator.infer({"label": draw(4, 2), "input": draw(4, 5)})
+    shown = read(net)
+    predicted = simulator.predict(clamps)
+    assert_close(predicted["label"], expected["label"], 1e-10)
+    assert_close(predicted["hidden"], expected["hidden"], 1e-10)
+    assert float(predicted["label"].abs().min()) > 1e-6
+    for before, after in zip(shown, read(net), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_predict_is_the_forward_pass_where_that_is_exact(engine: str) -> None:
+    net = chain([3, 4, 4, 2], nn.Tanh)
+    x = draw(5, 3)
+    predicted = pcsim.Simulator(net, engine=engine).predict({"input": x})
+    for name, expected in zip(names(net), plain(net, torch.tanh).forward(x), strict=True):
+        assert_close(predicted[name], expected.detach(), 1e-14)
+
+
+# Momentum against torch.optim
+
+
+@pytest.mark.parametrize("schedule", [pcsim.Constant(0.7), pcsim.Spiking(alpha=0.1, peak=2.0)], ids=["flat", "spiking"])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.8, False), (0.8, True)])
+def test_momentum_is_that_of_torch_optim(
+    engine: str, momentum: float, nesterov: bool, schedule: pcsim.PrecisionSchedule
+) -> None:
+    net, rate, steps = chain([3, 4, 5, 2], nn.Tanh), 0.2, 9
+    x, y = draw(3, 3), draw(3, 2)
+    relaxation = pcsim.Relaxation(steps, rate, precision=schedule, momentum=momentum, nesterov=nesterov)
+    pcsim.Simulator(net, relaxation, engine=engine).infer({"input": x, "output": y})
+
+    model = plain(net, torch.tanh)
+    hidden = [value.detach().requires_grad_() for value in model.forward(x)[1:-1]]
+    optimizer = optim.SGD(hidden, lr=rate, momentum=momentum, nesterov=nesterov)
+    for step in range(steps):
+        optimizer.zero_grad()
+        scales = [0.7] * 3 if isinstance(schedule, pcsim.Constant) else spiking(step, 3, 0.1, 2.0)
+        model.total([x, *hidden, y], scales).backward()
+        optimizer.step()
+    for name, expected in zip(("hidden1", "hidden2"), hidden, strict=True):
+        assert_close(net[name].value, expected.detach())
+        assert not torch.allclose(net[name].value, net[name].forward_value, atol=1e-3)
+
+
+# Spiking precision
+
+
+def delay_line(length: int, weight: float) -> pcsim.Network:
+    """x -> n{length} -> ... -> n1 -> y, all identities; n{k} is at level k."""
+    net = pcsim.Network()
+    previous = net.add_node("x", (2,))
+    for level in range(length, 0, -1):
+        node = net.add_node(f"n{level}", (2,), weight=weight)
+        net.add_edge(previous, node)
+        previous = node
+    net.add_edge(previous, net.add_node("y", (2,)))
+    return net.double()
+
+
+@pytest.mark.filterwarnings(TOO_SHORT)
+@pytest.mark.parametrize("rate", [0.5, 0.3, 0.8])
+def test_a_spiking_identity_chain_is_a_delay_line(engine: str, rate: float) -> None:
+    length = 4
+    net, x, y = delay_line(length, 1 / rate), draw(3, 2), draw(3, 2)
+    whole = rate * (y - x)
+    for steps in range(length + 3):
+        relaxation = pcsim.Relaxation(steps, rate, precision=pcsim.Spiking(alpha=0.0))
+        pcsim.Simulator(net, relaxation, engine=engine).infer({"x": x, "y": y})
+        for level in range(1, length + 1):
+            displacement = whole if level == steps else torch.zeros_like(whole)
+            assert_close(net[f"n{level}"].value - x, displacement, 1e-14)
+
+
+@pytest.mark.filterwarnings(TOO_SHORT)
+def test_spiking_as_covariance(engine: str) -> None:
+    schedule = pcsim.Spiking.as_covariance(0.25)
+    assert schedule == pcsim.Spiking(alpha=1.0, peak=4.0)
+    assert [schedule.at(step, 2, 5) for step in range(5)] == [1.0, 1.0, 4.0, 1.0, 1.0]
+    assert schedule.at(0, None, 5) == 1.0
+    # At the arrival rate * precision = 1: the error goes on whole and the node's own is wiped.
+    net, x, y = delay_line(3, 1.0), draw(2, 2), draw(2, 2)
+    whole, none = y - x, torch.zeros_like(x)
+    for steps, displacements in ((1, (whole, none, none)), (2, (none, whole, none))):
+        relaxation = pcsim.Relaxation(steps, 0.25, precision=schedule)
+        pcsim.Simulator(net, relaxation, engine=engine).infer({"x": x, "y": y})
+        for level, displacement in enumerate(displacements, start=1):
+            assert_close(net[f"n{level}"].value - x, displacement, 1e-14)
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.5])
+def test_spiking_as_covariance_needs_a_positive_rate(rate: float) -> None:
+    with pytest.raises(SettingError, match="as_covariance"):
+        pcsim.Spiking.as_covariance(rate)
+
+
+def test_spiking_warns_where_it_does_not_arrive(engine: str) -> None:
+    relaxation = pcsim.Relaxation(2, precision=pcsim.Spiking())
+    with pytest.warns(PrecisionWarning, match=r"'n3' \(level 3\), 'n2' \(level 2\) within 2 steps"):
+        pcsim.Simulator(delay_line(3, 1.0), relaxation, engine=engine).infer({"x": draw(1, 2), "y": draw(1, 2)})
+
+
+ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor]]] = {
+    "linear": (nn.Identity, identity),
+    "tanh": (nn.Tanh, torch.tanh),
+    "gelu": (nn.GELU, functional.gelu),
+}
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("extra", [0, 3])
+@pytest.mark.parametrize("latents", ["after", "before"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_spiking_with_the_forward_rule_is_scaled_backprop_on_a_chain(
+    engine: str, activation: str, latents: str, extra: int, rate: float
+) -> None:
+    make, function = ACTIVATIONS[activation]
+    sizes = [3, 5, 4, 6, 2]
+    net = chain(sizes, make, latents=latents)
+    x, y = draw(4, 3), draw(4, 2)
+    depth = len(sizes) - 1
+    relaxation = pcsim.Relaxation(depth + extra, rate, precision=pcsim.Spiking(alpha=0.0))
+    simulator = pcsim.Simulator(net, relaxation, pcsim.ForwardUpdate(), engine=engine)
+    simulator.infer({"input": x, "output": y})
+    simulator.compute_gradients()
+
+    model = plain(net, function)  # where the latents are cut does not change the composed function
+    (0.5 * (y - model.forward(x)[-1]).square().sum() / 4).backward()
+    for layer in range(depth):
+        level = depth - 1 - layer
+        factor = (1 - rate) * rate**level if level else 1.0
+        linear = linears(net)[layer]
+        for got, leaf in ((linear.weight.grad, model.weights[layer]), (linear.bias.grad, model.biases[layer])):
+            assert got is not None
+            assert leaf.grad is not None
+            expected = factor * leaf.grad
+            assert float(expected.abs().max()) > 1e-7
+            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-13 * float(expected.abs().max()) + 1e-15)
+
+
+# Decaying precision
+
+
+# T = 5 and level 2: n = 3 terms, 1 + e^-1 + e^-2 = 1.503214724408055.
+MULTIPLIED = [0.0, 0.0, 1.0, EULER * 1.503214724408055 / 100, EULER**2 * 1.503214724408055 / 100]
+DIVIDED = [0.0, 0.0, 1.0, EULER / 1.503214724408055 / 100, EULER**2 / 1.503214724408055 / 100]
+
+
+@pytest.mark.parametrize(("tail", "expected"), [("multiplied", MULTIPLIED), ("divided", DIVIDED)])
+def test_decaying_tails_by_hand(tail: str, expected: list[float]) -> None:
+    schedule = pcsim.Decaying(tail=tail)  # type: ignore[arg-type]
+    assert [schedule.at(step, 2, 5) for step in range(5)] == pytest.approx(expected, rel=1e-14, abs=0)
+    assert [schedule.at(step, None, 5) for step in range(5)] == [0.0] * 5
+    flat = pcsim.Decaying(k=0.0, tail=tail)  # type: ignore[arg-type]
+    assert flat.at(4, 1, 5) == pytest.approx(0.04 if tail == "multiplied" else 0.0025, rel=1e-14)
+    half = pcsim.Decaying(k=0.5, tail=tail)  # type: ignore[arg-type]
+    total = 1 + EULER**0.5 + EULER + EULER**1.5
+    share = total if tail == "multiplied" else 1 / total
+    assert half.at(2, 0, 4) == pytest.approx(EULER / 100 * share, rel=1e-14)
+
+
+def test_decaying_multiplies_by_default() -> None:
+    assert pcsim.Decaying() == pcsim.Decaying(k=1.0, tail="multiplied")
+
+
+@pytest.mark.parametrize("tail", ["multiplied", "divided"])
+def test_decaying_relaxation_by_hand(engine: str, tail: str) -> None:
+    net, x, y, rate = delay_line(1, 1.0), draw(3, 2), draw(3, 2), 0.4
+    relaxation = pcsim.Relaxation(3, rate, precision=pcsim.Decaying(tail=tail))  # type: ignore[arg-type]
+    pcsim.Simulator(net, relaxation, engine=engine).infer({"x": x, "y": y})
+    of_y, of_n = 1 + EULER + EULER**2, 1 + EULER
+    if tail == "divided":
+        of_y, of_n = 1 / of_y, 1 / of_n
+    value = x + rate * (y - x)
+    value = value + rate * (EULER / 100 * of_y * (y - value) - (value - x))
+    value = value + rate * (EULER**2 / 100 * of_y * (y - value) - EULER / 100 * of_n * (value - x))
+    assert_close(net["n1"].value, value, 1e-14)
+    assert float(net["n1"].precision) == pytest.approx(EULER / 100 * of_n, rel=1e-14)
+
+
+def test_decaying_needs_time_to_arrive(engine: str) -> None:
+    simulator = pcsim.Simulator(delay_line(3, 1.0), pcsim.Relaxation(3, precision=pcsim.Decaying()), engine=engine)
+    with pytest.raises(SettingError, match=r"'n3' \(level 3\)"):
+        simulator.infer({"x": draw(1, 2), "y": draw(1, 2)})
+
+
+# Energies
+
+
+class LogCosh(pcsim.Energy):
+    """A user's own: Σ log cosh(v − u), whose derivative is tanh(v − u)."""
+
+    def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
+        return torch.log(torch.cosh(value - prediction))
+
+
+class Charbonnier(pcsim.Energy):
+    """A user's own that does not split over units: √(1 + ‖v − u‖²)."""
+
+    def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
+        return (1 + (value - prediction).square().sum(1, keepdim=True)).sqrt()
+
+
+def log_cosh_slope(error: Tensor) -> Tensor:
+    return torch.tanh(error)
+
+
+def charbonnier_slope(error: Tensor) -> Tensor:
+    return error / (1 + error.square().sum(1, keepdim=True)).sqrt()
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 2)])
+@pytest.mark.parametrize("per_unit", [False, True])
+def test_cross_entropy_derivatives_equal_autograd(shape: tuple[int, ...], per_unit: bool) -> None:
+    energy = pcsim.CrossEntropy()
+    value = torch.softmax(draw(*shape), 1).requires_grad_()
+    logits = draw(*shape).requires_grad_()
+    scale: Scale = draw(*shape[1:]).exp() if per_unit else 1.7
+    total = -(scale * value * (logits - logits.logsumexp(1, keepdim=True))).sum()
+    of_value, of_logits = torch.autograd.grad(total, (value, logits))
+    with torch.no_grad():
+        assert_close(energy.value_gradient(value, logits, scale), of_value)
+        assert_close(energy.prediction_gradient(value, logits, scale), of_logits)
+        # torch's own takes class probabilities too; it leaves a position to itself.
+        each = functional.cross_entropy(logits, value, reduction="none").reshape(len(value), -1).sum(1)
+        assert_close(energy.sample_energy(value, logits), each)
+
+
+@pytest.mark.parametrize(
+    ("energy", "slope"), [(LogCosh(), log_cosh_slope), (Charbonnier(), charbonnier_slope)], ids=["log cosh", "norm"]
+)
+def test_a_user_s_energy_has_the_derivatives_of_its_formula(
+    energy: pcsim.Energy, slope: Callable[[Tensor], Tensor]
+) -> None:
+    value, prediction = draw(3, 4), draw(3, 4)
+    with torch.no_grad():
+        assert_close(energy.value_gradient(value, prediction, 1.7), 1.7 * slope(value - prediction))
+        assert_close(energy.prediction_gradient(value, prediction, 1.7), -1.7 * slope(value - prediction))
+
+
+@pytest.mark.parametrize(
+    ("energy", "slope"), [(LogCosh(), log_cosh_slope), (Charbonnier(), charbonnier_slope)], ids=["log cosh", "norm"]
+)
+def test_energies_in_a_network_by_hand(engine: str, energy: pcsim.Energy, slope: Callable[[Tensor], Tensor]) -> None:
+    """A user's energy at the hidden node, cross-entropy at the output: latents and gradients after three steps."""
+    net = pcsim.Network()
+    net.add_node("x", (3,))
+    net.add_node("h", (4,), energy=energy, weight=1.5)
+    net.add_node("y", (3,), energy=pcsim.CrossEntropy(), precision=0.8)
+    add(net, "x", "h")
+    add(net, "h", "y")
+    net.double()
+    x, y = draw(5, 3), torch.eye(3, dtype=torch.float64)[[0, 2, 1, 1, 0]]
+    (first, second), rate = linears(net), 0.3
+    simulator = pcsim.Simulator(net, pcsim.Relaxation(3, rate), engine=engine)
+    simulator.infer({"x": x, "y": y})
+    simulator.compute_gradients()
+    with torch.no_grad():
+        predicted = x @ first.weight.T + first.bias
+        hidden = predicted
+        for _ in range(3):
+            logits = hidden @ second.weight.T + second.bias
+            hidden = hidden + rate * (
+                0.8 * (y - torch.softmax(logits, 1)) @ second.weight - 1.5 * slope(hidden - predicted)
+            )
+        at_output = y - torch.softmax(hidden @ second.weight.T + second.bias, 1)
+        at_hidden = 1.5 * slope(hidden - predicted)
+    assert_close(net["h"].value, hidden)
+    expected = [-at_hidden.T @ x / 5, -at_hidden.mean(0), -at_output.T @ hidden / 5, -at_output.mean(0)]
+    for got, wanted in zip(grads(net), expected, strict=True):
+        assert_close(got, wanted)
+        assert float(wanted.abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("rule", [pcsim.SettledUpdate(), pcsim.ForwardUpdate(), pcsim.IncrementalUpdate()], ids=str)
+@pytest.mark.parametrize("per_unit", [False, True])
+def test_learned_precision_rests_at_the_inverse_mean_squared_error(
+    engine: str, per_unit: bool, rule: pcsim.LearningRule
+) -> None:
+    net = pcsim.Network()
+    net.add_node("x", (3,))
+    node = net.add_node("y", (4,), precision=pcsim.LearnedPrecision(2.0, per_unit=per_unit), weight=0.5)
+    add(net, "x", "y")
+    net.double()
+    x, y = draw(6, 3), draw(6, 4)
+    squared = (y - linears(net)[0](x)).square().detach()
+    expected = 1 / (squared.mean(0) if per_unit else squared.mean())
+    assert node.log_precision is not None
+    simulator = pcsim.Simulator(net, pcsim.Relaxation(1), rule, engine=engine)
+    # The curvature in log π is weight / 2 for each unit that shares it: half of Newton's step.
+    optimizer = optim.SGD([node.log_precision], lr=2.0 if per_unit else 0.5)
+    for _ in range(80):
+        simulator.update({"x": x, "y": y}, optimizer)
+    assert_close(node.log_precision.detach().exp(), expected, 1e-10)
+    assert not torch.allclose(expected, torch.full_like(expected, 2.0), rtol=0.05)
+
+
+# What a run records, and when it stops
+
+
+@pytest.mark.filterwarnings(TOO_SHORT)
+def test_recorded_energies_are_those_of_runs_of_each_length(engine: str) -> None:
+    net = pcsim.Network()
+    net.add_node("x", (3,))
+    net.add_node("a", (4,), transfer=nn.Tanh(), weight=1.3)
+    net.add_node("b", (4,), transfer=nn.Tanh(), precision=pcsim.LearnedPrecision(1.6))
+    net.add_node("y", (2,), precision=0.7)
+    for source, target in (("x", "a"), ("a", "b"), ("b", "y")):
+        add(net, source, target)
+    net.double()
+    x, y = draw(5, 3), draw(5, 2)
+    model, steps = plain(net, torch.tanh), 6
+    relaxation = pcsim.Relaxation(steps, 0.3, precision=pcsim.Spiking(alpha=0.2, peak=1.5), momentum=0.4)
+    trace = pcsim.Simulator(net, relaxation, engine=engine).infer({"x": x, "y": y}, record=True)
+    assert trace.steps == steps
+    assert trace.nodes == ("a", "b", "y")
+    assert trace.energies is not None
+    assert trace.free_energies is not None
+    assert trace.energies.shape == (steps + 1, 3, 5)
+    assert trace.free_energies.shape == (steps + 1,)
+    log_precision = net["b"].log_precision
+    assert log_precision is not None
+    learned = log_precision.item()
+    assert learned == pytest.approx(math.log(1.6), rel=1e-6)  # rounded to single precision before the conversion
+    normaliser = -0.5 * learned * 4 * 5
+    for row in range(steps + 1):
+        pcsim.Simulator(net, attrs.evolve(relaxation, steps=row), engine=engine).infer({"x": x, "y": y})
+        values = read(net)
+        scheduled = spiking(min(row, steps - 1), 3, 0.2, 1.5)
+        scales = [pi * own for pi, own in zip(scheduled, (1.3, math.exp(learned), 0.7), strict=True)]
+        with torch.no_grad():
+            assert_close(trace.energies[row], torch.stack(model.energies(values)))
+            assert_close(trace.free_energies[row], model.total(values, scales) + normaliser)
+    assert torch.equal(trace.energy("b"), trace.energies[:, 1])
+    assert len(torch.unique(trace.free_energies)) == steps + 1
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-5])
+def test_tolerance_stops_after_the_first_small_update(engine: str, tolerance: float) -> None:
+    net, rate = chain([3, 4, 5, 2], nn.Tanh), 0.3
+    x, y = draw(3, 3), draw(3, 2)
+    relaxation = pcsim.Relaxation(2000, rate, tolerance=tolerance)
+    trace = pcsim.Simulator(net, relaxation, engine=engine).infer({"input": x, "output": y})
+    model = plain(net, torch.tanh)
+    hidden = [value.detach().requires_grad_() for value in model.forward(x)[1:-1]]
+    for step in range(2000):
+        gradients = torch.autograd.grad(model.total([x, *hidden, y], [1.0] * 3), hidden)
+        hidden = [(h - rate * g).detach().requires_grad_() for h, g in zip(hidden, gradients, strict=True)]
+        if step >= 2 and max(float((rate * g).abs().max()) for g in gradients) < tolerance:
+            break
+    assert trace.steps == step + 1
+    assert 5 < trace.steps < 2000
+    assert_close(net["hidden1"].value, hidden[0].detach())
+
+
+def test_tolerance_waits_for_the_error_to_arrive(engine: str) -> None:
+    """Every update is under the tolerance; the deepest of the five nodes is reached at step 5."""
+    relaxation = pcsim.Relaxation(50, 0.5, tolerance=1e6)
+    trace = pcsim.Simulator(delay_line(5, 1.0), relaxation, engine=engine).infer({"x": draw(2, 2), "y": draw(2, 2)})
+    assert trace.steps == 6
+
+
+# Learning rules
+
+
+@pytest.mark.parametrize("output", ["gaussian", "cross-entropy"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_backprop_rule_is_autograd_of_the_composed_function(engine: str, activation: str, output: str) -> None:
+    """Two layers and a skip past them, at a latent node: every free node is deterministic here."""
+    make, function = ACTIVATIONS[activation]
+    net = pcsim.Network()
+    net.add_node("x", (3,))
+    for name in ("a", "b", "c"):
+        net.add_node(name, (4,), transfer=make())
+    net.add_node("y", (3,), energy=pcsim.CrossEntropy() if output == "cross-entropy" else None)
+    for source, target, gain in (("x", "a", 1.0), ("a", "b", 0.5), ("b", "c", 1.0), ("a", "c", -2.0), ("c", "y", 1.0)):
+        add(net, source, target, gain=gain)
+    net.double()
+    x, y = draw(4, 3), torch.softmax(draw(4, 3), 1)
+    simulator = pcsim.Simulator(net, pcsim.Relaxation(7), pcsim.Backprop(), engine=engine)
+    simulator.infer({"x": x, "y": y})
+    simulator.compute_gradients()
+
+    model = plain(net, function)
+    (w1, b1, w2, b2, w3, b3, w4, b4, w5, b5) = model.parameters
+    a = function(x @ w1.T + b1)
+    b = function(0.5 * (a @ w2.T + b2))
+    c = function(b @ w3.T + b3 - 2.0 * (a @ w4.T + b4))
+    u = c @ w5.T + b5
+    loss = (
+        functional.cross_entropy(u, y, reduction="sum") if output == "cross-entropy" else 0.5 * (y - u).square().sum()
+    )
+    expected = torch.autograd.grad(loss / 4, model.parameters)
+    for got, wanted in zip(grads(net), expected, strict=True):
+        assert float((got - wanted).abs().max()) <= 1e-14 * max(1.0, float(wanted.abs().max()))
+        assert float(wanted.abs().max()) > 1e-5
+    assert_close(net["y"].forward_prediction, u.detach(), 1e-14)
+
+
+def test_forward_rule_is_the_settled_rule_before_the_first_step(engine: str) -> None:
+    """Both are the delta rule for the edge into the target, and zero elsewhere; later they differ."""
+    net, x, y = chain([3, 4, 5, 2], nn.Tanh), draw(4, 3), draw(4, 2)
+    found = {}
+    for steps in (0, 4):
+        for rule in (pcsim.SettledUpdate(), pcsim.ForwardUpdate()):
+            simulator = pcsim.Simulator(net, pcsim.Relaxation(steps, 0.3), rule, engine=engine)
+            simulator.infer({"input": x, "output": y})
+            simulator.compute_gradients()
+            found[steps, rule] = grads(net)
+    values = plain(net, torch.tanh).forward(x)
+    error = (y - values[-1]).detach()
+    for got in (found[0, pcsim.SettledUpdate()], found[0, pcsim.ForwardUpdate()]):
+        assert all(not gradient.any() for gradient in got[:-2])
+        assert_close(got[-2], -error.T @ values[-2].detach() / 4, 1e-14)
+        assert_close(got[-1], -error.mean(0), 1e-14)
+    settled, forward = found[4, pcsim.SettledUpdate()], found[4, pcsim.ForwardUpdate()]
+    # The first edge reads the clamped input, which does not move.
+    assert not any(torch.allclose(one, other, rtol=1e-3) for one, other in zip(settled[2:], forward[2:], strict=True))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.6])
+@pytest.mark.parametrize("schedule", [pcsim.Constant(0.8), pcsim.Spiking(alpha=0.1, peak=1.5)], ids=["flat", "spiking"])
+def test_incremental_rule_is_descent_of_latents_and_weights_together(
+    engine: str, schedule: pcsim.PrecisionSchedule, momentum: float
+) -> None:
+    net, rate, steps, lr = chain([3, 4, 5, 2], nn.Tanh), 0.3, 6, 0.1
+    batches = [(draw(4, 3), draw(4, 2)) for _ in range(2)]
+    model = plain(net, torch.tanh)
+    simulator = pcsim.Simulator(
+        net, pcsim.Relaxation(steps, rate, precision=schedule), pcsim.IncrementalUpdate(), engine=engine
+    )
+    optimizer = optim.SGD(net.parameters(), lr=lr, momentum=momentum)
+    velocity = [torch.zeros_like(parameter) for parameter in model.parameters]
+    for x, y in batches:
+        simulator.update({"input": x, "output": y}, optimizer)
+        hidden = [value.detach().requires_grad_() for value in model.forward(x)[1:-1]]
+        for step in range(steps):
+            scales = [0.8] * 3 if isinstance(schedule, pcsim.Constant) else spiking(step, 3, 0.1, 1.5)
+            energy = model.total([x, *hidden, y], scales)
+            of_hidden = torch.autograd.grad(energy, hidden, retain_graph=True)
+            of_weights = torch.autograd.grad(energy, model.parameters)
+            with torch.no_grad():
+                for value, gradient in zip(hidden, of_hidden, strict=True):
+                    value -= rate * gradient
+                for place, gradient in enumerate(of_weights):
+                    # Before the error arrives a parameter is left alone, by the momentum of the last batch too.
+                    if step < 2 - place // 2:
+                        assert float(gradient.abs().max()) < 1e-14
+                        continue
+                    parameter, moved = model.parameters[place], velocity[place]
+                    moved.mul_(momentum).add_(gradient / 4)
+                    parameter -= lr * moved
+        for name, expected in zip(("hidden1", "hidden2"), hidden, strict=True):
+            assert_close(net[name].value, expected.detach())
+        for linear, weight, bias in zip(linears(net), model.weights, model.biases, strict=True):
+            assert_close(linear.weight.detach(), weight.detach())
+            assert_close(linear.bias.detach(), bias.detach())
+
+
+# Starting from the previous values
+
+
+def test_previous_start_continues_on_a_cycle(engine: str) -> None:
+    net, clamps = linear_cycle()
+    net.double()
+    halves = pcsim.Simulator(net, pcsim.Relaxation(4, 0.1, start="previous"), engine=engine)
+    halves.infer(clamps)
+    first = read(net)
+    halves.infer(clamps)
+    second = read(net)
+    pcsim.Simulator(net, pcsim.Relaxation(8, 0.1), engine=engine).infer(clamps)
+    for got, expected in zip(second, read(net), strict=True):
+        assert_close(got, expected, 1e-14)
+    zeros = pcsim.Simulator(net, pcsim.Relaxation(4, 0.1), engine=engine)
+    for _ in range(2):
+        zeros.infer(clamps)
+        assert not net["a"].forward_value.any()
+    for before, again, after in zip(first, read(net), second, strict=True):
+        assert_close(again, before, 1e-14)
+        assert before is first[0] or before is first[-1] or not torch.allclose(before, after, atol=1e-3)
+
+
+def test_previous_start_of_another_batch_size_is_zeros(engine: str) -> None:
+    net, clamps = linear_cycle()
+    net.double()
+    fewer = {name: value[:2] for name, value in clamps.items()}
+    simulator = pcsim.Simulator(net, pcsim.Relaxation(4, 0.1, start="previous"), engine=engine)
+    simulator.infer(clamps)
+    simulator.infer(fewer)
+    got = read(net)
+    pcsim.Simulator(net, pcsim.Relaxation(4, 0.1), engine=engine).infer(fewer)
+    for value, expected in zip(got, read(net), strict=True):
+        assert_close(value, expected, 1e-14)
