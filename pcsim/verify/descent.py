@@ -15,7 +15,7 @@ from pcsim.graph.network import Network
 from pcsim.simulator import Clamps
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.oracle import total_energy
-from pcsim.verify.restart import trajectory, values_after_one_step
+from pcsim.verify.restart import OneStep, trajectory
 
 MARGIN = 0.9
 """Fraction of the rate 2/L that a step is taken with."""
@@ -95,13 +95,14 @@ def _check_step(case: Case, state: Mapping[str, Tensor], step: int, engine: Engi
         return
     descent = -slope
     rate = case.relaxation.rate
-    for _ in range(40):
-        curvature = _largest_curvature(energy, start, start + rate * descent)
-        if rate * curvature <= 2 * MARGIN:
+    for points in (1, *[POINTS] * 40):  # the start alone gives a first idea of the rate
+        curvature = _largest_curvature(energy, start, start + rate * descent, points)
+        if rate * curvature > 2 * MARGIN:
+            rate = 2 * MARGIN / curvature
+        elif points > 1:
             break
-        rate = 2 * MARGIN / curvature
     careful = attrs.evolve(case, relaxation=attrs.evolve(case.relaxation, rate=rate))
-    moved = values_after_one_step(careful, case.factors(step), state, engine)
+    moved = OneStep(careful, case.factors(step), engine).values_after(state, case.clamps)
     with torch.no_grad():
         after = total_energy(case.network, moved, case.deterministic, case.factors(step))
     rise = float(after) - float(before.detach())
@@ -131,11 +132,11 @@ def _energy_of_free_units(
     return energy, torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
-def _largest_curvature(energy: Callable[[Tensor], Tensor], start: Tensor, end: Tensor) -> float:
+def _largest_curvature(energy: Callable[[Tensor], Tensor], start: Tensor, end: Tensor, points: int) -> float:
     """Largest eigenvalue of the Hessian at points between two states, at least 0."""
     found = 0.0
     directions = torch.eye(len(start), dtype=start.dtype)
-    for share in torch.linspace(0, 1, POINTS).tolist():
+    for share in torch.linspace(0, 1, points).tolist():
         point = torch.lerp(start, end, share).requires_grad_()
         slope = torch.autograd.grad(energy(point), point, create_graph=True)[0]
         if slope.requires_grad:

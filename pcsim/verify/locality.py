@@ -15,7 +15,7 @@ from pcsim.graph.network import Network
 from pcsim.simulator import Clamps
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.comparing import compare, largest
-from pcsim.verify.restart import clamped_onto, random_state, trajectory, values_after_one_step
+from pcsim.verify.restart import OneStep, clamped_onto, random_state, trajectory
 
 
 def check_locality(
@@ -59,15 +59,15 @@ def check_locality(
 def _check_time(case: Case, engine: EngineChoice, tolerance: float) -> None:
     states = trajectory(case, engine)
     for step in range(case.relaxation.steps):
-        restarted = values_after_one_step(case, case.factors(step), states[step], engine)
+        restarted = OneStep(case, case.factors(step), engine).values_after(states[step], case.clamps)
         for name, expected in states[step + 1].items():
             what = f"node {name!r}: its value after step {step}, restarted from the state before it"
             compare(what, restarted[name], expected, tolerance, largest(states[step][name], expected), case)
 
 
 def _check_space(case: Case, engine: EngineChoice, tolerance: float, seed: int) -> None:
-    state, factors = random_state(case, seed), case.factors(0)
-    expected = values_after_one_step(case, factors, clamped_onto(case, state), engine)
+    state, step = random_state(case, seed), OneStep(case, dict.fromkeys(case.network.nodes, 1.0), engine)
+    expected = step.values_after(clamped_onto(case, state), case.clamps)
     elsewhere = random_state(case, seed + 1)
     for name in case.free:
         inside = _neighbourhood(case, name)
@@ -79,7 +79,7 @@ def _check_space(case: Case, engine: EngineChoice, tolerance: float, seed: int) 
         changed = attrs.evolve(case, clamps=clamps)
         with _shifted(parameters):
             start = clamped_onto(changed, state | {other: elsewhere[other] for other in outside})
-            moved = values_after_one_step(changed, factors, start, engine)
+            moved = step.values_after(start, clamps)
         what = f"node {name!r}: its value after one step, with {outside} and parameters beyond its edges changed"
         compare(what, moved[name], expected[name], tolerance, largest(expected[name], state[name]), case)
 

@@ -19,7 +19,7 @@ from pcsim.dynamics.precision import Constant, PrecisionSchedule
 from pcsim.graph.network import Network
 from pcsim.graph.node import Sum
 from pcsim.simulator import Simulator
-from pcsim.verify.case import Case, EngineChoice, fully_clamped, given_units, given_value
+from pcsim.verify.case import Case, EngineChoice, NamedClamps, fully_clamped, given_units, given_value
 from pcsim.verify.oracle import own_precision
 
 
@@ -115,24 +115,32 @@ def restartable(case: Case, factors: Mapping[str, float]) -> Network:
     return network
 
 
-def values_after_one_step(
-    case: Case, factors: Mapping[str, float], state: Mapping[str, Tensor], engine: EngineChoice
-) -> dict[str, Tensor]:
-    """Values of all nodes one plain gradient step after ``state``.
+class OneStep:
+    """Takes plain gradient steps from any state.
 
     Args:
-        case: the network with its clamps; of its relaxation only the rate counts.
+        case: the network, which of its nodes are clamped, and the rate.
         factors: the schedule's factor on each node's own precision.
-        state: v_n of every node, (batch, *shape).
         engine: what takes the step.
     """
-    network = restartable(case, factors)
-    still = Relaxation(0, case.relaxation.rate, precision=Constant(), start="previous")
-    simulator = Simulator(network, still, SettledUpdate(), engine=engine)
-    simulator.infer({name: state[name] for name, node in network.nodes.items() if not node.deterministic})
-    simulator.relaxation = attrs.evolve(still, steps=1)
-    simulator.infer(case.clamps)
-    return {name: node.value.clone() for name, node in network.nodes.items()}
+
+    def __init__(self, case: Case, factors: Mapping[str, float], engine: EngineChoice) -> None:
+        self._still = Relaxation(0, case.relaxation.rate, precision=Constant(), start="previous")
+        self._simulator = Simulator(restartable(case, factors), self._still, SettledUpdate(), engine=engine)
+
+    def values_after(self, state: Mapping[str, Tensor], clamps: NamedClamps) -> dict[str, Tensor]:
+        """Values of all nodes one step after ``state``, each (batch, *shape).
+
+        Args:
+            state: v_n of every node, (batch, *shape).
+            clamps: what is given, of the nodes that the case clamps.
+        """
+        network = self._simulator.network
+        self._simulator.relaxation = self._still
+        self._simulator.infer({name: state[name] for name, node in network.nodes.items() if not node.deterministic})
+        self._simulator.relaxation = attrs.evolve(self._still, steps=1)
+        self._simulator.infer(clamps)
+        return {name: node.value.clone() for name, node in network.nodes.items()}
 
 
 def random_state(case: Case, seed: int) -> dict[str, Tensor]:

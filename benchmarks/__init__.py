@@ -1,0 +1,1 @@
+"""Benchmarks of pcsim: ``python -m benchmarks`` from a checkout."""

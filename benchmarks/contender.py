@@ -1,0 +1,79 @@
+"""What takes turns: one implementation of one variant on one workload."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+BATCHED, REFERENCE = "pcsim-batched", "pcsim-reference"
+LOOP, BACKPROP_LOOP, FLOOR = "torch-loop", "torch-backprop", "floor"
+PEERS = {"pcx": "benchmarks.peer_pcx", "fabricpc": "benchmarks.peer_fabricpc"}
+"""Module that builds each peer's training step, by its name."""
+IMPLEMENTATIONS = (BATCHED, REFERENCE, LOOP, BACKPROP_LOOP, FLOOR, *PEERS)
+PROCESS_COUNTED = (BATCHED, LOOP, BACKPROP_LOOP)
+"""Implementations whose memory is measured in a process of their own."""
+
+
+class Contender(ABC):
+    """Base class of contenders.
+
+    Args:
+        variant: what is trained how.
+        implementation: by whom.
+        layout: memory format, where several are tried.
+    """
+
+    size: int | None = None
+    """Layers or nodes, where several sizes take turns."""
+
+    def __init__(self, variant: str, implementation: str, layout: str = "") -> None:
+        self.variant, self.implementation, self.layout = variant, implementation, layout
+
+    @abstractmethod
+    def step(self) -> float:
+        """Take one training step; the seconds it took."""
+
+    @abstractmethod
+    def half_squared_error(self) -> float | None:
+        """Of a forward pass on the training batch, a mean over samples; None if nothing is trained."""
+
+    def peak(self) -> float | None:
+        """Bytes that a training step holds at most, if this contender can tell by itself."""
+        return None
+
+    def close(self) -> None:  # noqa: B027 - most contenders have nothing to close
+        """Let go of what outlives the process's own memory."""
+
+
+class Local(Contender):
+    """A contender of this process.
+
+    Args:
+        variant: as above.
+        implementation: as above.
+        train: one training step.
+        error: the half squared error.
+        layout: as above.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        implementation: str,
+        train: Callable[[], object],
+        error: Callable[[], float] | None = None,
+        layout: str = "",
+    ) -> None:
+        super().__init__(variant, implementation, layout)
+        self._train, self._error = train, error
+
+    def step(self) -> float:
+        """Take one training step; the seconds it took."""
+        start = time.perf_counter()
+        self._train()
+        return time.perf_counter() - start
+
+    def half_squared_error(self) -> float | None:
+        """Of a forward pass."""
+        return None if self._error is None else self._error()

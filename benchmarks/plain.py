@@ -1,0 +1,129 @@
+"""What a user would write in PyTorch alone: predictive coding with one autograd call per step, and backprop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn, optim
+
+from benchmarks.contender import BACKPROP_LOOP, LOOP, Local
+from benchmarks.variants import BACKPROP, Variant
+from benchmarks.workloads import WEIGHT_RATE, Chain, make_problem
+
+activations: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "gelu": lambda: nn.GELU(approximate="tanh")}
+Layers: TypeAlias = nn.Sequential
+CHANNELS_LAST = "channels_last"
+
+
+def layouts(chain: Chain) -> tuple[str, ...]:
+    """The memory formats that are tried; the faster counts."""
+    return ("contiguous", CHANNELS_LAST) if chain.channels else ("",)
+
+
+def layers_and_data(chain: Chain, layout: str) -> tuple[Layers, Tensor, Tensor]:
+    """One module per predicted value, the inputs and the targets."""
+    problem = make_problem(chain)
+    parts: list[nn.Module] = []
+    for place, weight in enumerate(problem.weights, start=1):
+        activation = activations[chain.activation]
+        if weight.ndim == 4:
+            mapping: nn.Conv2d | nn.Linear = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+            parts.append(nn.Sequential(mapping, activation(), nn.MaxPool2d(2)))
+        else:
+            mapping = nn.Linear(weight.shape[1], weight.shape[0])
+            flatten = [nn.Flatten()] if chain.channels and place == len(chain.channels) + 1 else []
+            parts.append(nn.Sequential(*flatten, mapping, *([] if place == chain.depth else [activation()])))
+        with torch.no_grad():
+            mapping.weight.copy_(torch.from_numpy(weight))
+            assert mapping.bias is not None
+            mapping.bias.zero_()
+    layers, inputs = nn.Sequential(*parts), torch.from_numpy(problem.inputs)
+    if layout == CHANNELS_LAST:
+        layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        inputs = inputs.to(memory_format=torch.channels_last)
+    return layers, inputs, torch.from_numpy(problem.targets)
+
+
+def backprop(chain: Chain, layout: str) -> Local:
+    """A training step by backprop."""
+    layers, inputs, targets = layers_and_data(chain, layout)
+    adam = optim.Adam(layers.parameters(), lr=WEIGHT_RATE, fused=True)
+
+    def train() -> None:
+        adam.zero_grad()
+        loss = 0.5 * (layers(inputs) - targets).square().sum() / len(inputs)
+        loss.backward()
+        adam.step()
+
+    return Local(BACKPROP.name, BACKPROP_LOOP, train, lambda: _error(layers, inputs, targets), layout)
+
+
+def loop(chain: Chain, variant: Variant, layout: str) -> Local:
+    """A training step of predictive coding: the energy of the whole network is differentiated at every step."""
+    layers, inputs, targets = layers_and_data(chain, layout)
+    adam = optim.Adam(layers.parameters(), lr=WEIGHT_RATE, fused=True)
+    train = _Loop(chain, variant, layers, inputs, targets, adam)
+    return Local(variant.name, LOOP, train, lambda: _error(layers, inputs, targets), layout)
+
+
+class _Loop:
+    def __init__(
+        self, chain: Chain, variant: Variant, layers: Layers, inputs: Tensor, targets: Tensor, adam: optim.Adam
+    ) -> None:
+        self.chain, self.variant, self.layers, self.adam = chain, variant, list(layers), adam
+        self.inputs, self.targets = inputs, targets
+        self.parameters = [list(layer.parameters()) for layer in layers]
+
+    def energy(self, values: list[Tensor], sources: list[Tensor], step: int | None = None) -> Tensor:
+        """Σ π ½‖v − u‖² over nodes, units and samples; with π = 1 where no step is named."""
+        total = torch.zeros(())
+        before = [self.inputs, *sources]
+        for place, (layer, source, value) in enumerate(zip(self.layers, before, values, strict=True), start=1):
+            precision = 1.0 if step is None else self.variant.precision(step, len(values) - place)
+            total = total + 0.5 * precision * (value - layer(source)).square().sum()
+        return total
+
+    def __call__(self) -> None:
+        """One training step."""
+        rate, incremental = self.variant.rate(self.chain), self.variant.rule == "incremental"
+        with torch.no_grad():
+            forward = [self.inputs]
+            for layer in self.layers:
+                forward.append(layer(forward[-1]))
+        latents = forward[1:-1]
+        for step in range(self.variant.steps(self.chain)):
+            latents = [latent.detach().requires_grad_() for latent in latents]
+            energy = self.energy([*latents, self.targets], latents, step)
+            if incremental:
+                self.adam.zero_grad()
+                energy.backward()  # type: ignore[no-untyped-call]
+                gradients = [latent.grad for latent in latents if latent.grad is not None]
+            else:
+                gradients = list(torch.autograd.grad(energy, latents))
+            with torch.no_grad():
+                latents = [latent - rate * gradient for latent, gradient in zip(latents, gradients, strict=True)]
+            if incremental:
+                self._learn(step)
+        if not incremental:
+            self.adam.zero_grad()
+            sources = forward[1:-1] if self.variant.rule == "forward" else latents
+            (self.energy([*latents, self.targets], sources) / len(self.inputs)).backward()  # type: ignore[no-untyped-call]
+            self.adam.step()
+
+    def _learn(self, step: int) -> None:
+        """Let the layers learn that an error has reached; Adam would count the others' zeros as gradients."""
+        for place, parameters in enumerate(self.parameters, start=1):
+            reached = len(self.layers) - place <= step
+            for parameter in parameters:
+                if reached and parameter.grad is not None:
+                    parameter.grad /= len(self.inputs)
+                else:
+                    parameter.grad = None
+        self.adam.step()
+
+
+@torch.no_grad()
+def _error(layers: Layers, inputs: Tensor, targets: Tensor) -> float:
+    return 0.5 * float((layers(inputs) - targets).double().square().sum()) / len(inputs)

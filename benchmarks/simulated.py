@@ -1,0 +1,88 @@
+"""Training steps of pcsim's engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn, optim
+
+import pcsim
+from benchmarks.contender import BATCHED, REFERENCE, Local
+from benchmarks.plain import activations
+from benchmarks.variants import Variant
+from benchmarks.workloads import WEIGHT_RATE, Chain, Graph, Problem, Workload, make_problem
+
+ENGINES = {BATCHED: "batched", REFERENCE: "reference"}
+RULES: dict[str, Callable[[], pcsim.LearningRule]] = {
+    "settled": pcsim.SettledUpdate,
+    "forward": pcsim.ForwardUpdate,
+    "incremental": pcsim.IncrementalUpdate,
+    "backprop": pcsim.Backprop,
+}
+
+
+def chain_network(chain: Chain, problem: Problem) -> pcsim.Network:
+    """Nodes "input", "layer1", ..., "output"; the linear map or convolution is the edge, the rest the transfer."""
+    network = pcsim.Network()
+    previous = network.add_node("input", chain.shape)
+    activation = activations[chain.activation]
+    shapes = chain.latent_shapes()
+    for place, (shape, weight) in enumerate(zip(shapes, problem.weights, strict=True), start=1):
+        last = place == chain.depth
+        transfer: nn.Module | None = None if last else activation()
+        mapping: nn.Conv2d | nn.Linear
+        if weight.ndim == 4:
+            mapping = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+            transfer = nn.Sequential(activation(), nn.MaxPool2d(2))
+        else:
+            mapping = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            mapping.weight.copy_(torch.from_numpy(weight))
+            nn.init.zeros_(cast(nn.Parameter, mapping.bias))
+        flat = weight.ndim == 2 and len(previous.shape) == 3
+        node = network.add_node("output" if last else f"layer{place}", shape, transfer=transfer)
+        network.add_edge(previous, node, nn.Sequential(nn.Flatten(), mapping) if flat else mapping)
+        previous = node
+    return network
+
+
+def graph_network(graph: Graph) -> pcsim.Network:
+    """Tanh nodes "0", "1", ... and linear edges."""
+    torch.manual_seed(0)
+    network = pcsim.Network()
+    for place in range(graph.nodes):
+        network.add_node(str(place), (graph.width,), transfer=nn.Tanh())
+    for source, target in graph.ends():
+        network.add_edge(str(source), str(target), nn.Linear(graph.width, graph.width))
+    return network
+
+
+def network_and_clamps(workload: Workload) -> tuple[pcsim.Network, dict[str, Tensor]]:
+    """A workload's network, and what is given of it."""
+    if isinstance(workload, Chain):
+        problem = make_problem(workload)
+        clamps = {"input": torch.from_numpy(problem.inputs), "output": torch.from_numpy(problem.targets)}
+        return chain_network(workload, problem), clamps
+    network = graph_network(workload)
+    ends = dict.fromkeys([*network.roots(), *network.sinks()])
+    return network, {node.name: torch.randn(workload.batch, workload.width) for node in ends}
+
+
+def simulated(workload: Workload, variant: Variant, implementation: str = BATCHED) -> Local:
+    """A training step of one of pcsim's engines."""
+    network, clamps = network_and_clamps(workload)
+    precision = pcsim.Constant() if variant.alpha is None else pcsim.Spiking(alpha=variant.alpha)
+    relaxation = pcsim.Relaxation(variant.steps(workload), variant.rate(workload), precision=precision)
+    simulator = pcsim.Simulator(network, relaxation, RULES[variant.rule](), engine=ENGINES[implementation])
+    adam = optim.Adam(network.parameters(), lr=WEIGHT_RATE, fused=True)
+
+    def train() -> None:
+        simulator.update(clamps, adam)
+
+    def error() -> float:
+        outputs = simulator.predict({"input": clamps["input"]})["output"]
+        return 0.5 * float((outputs - clamps["output"]).double().square().sum()) / len(outputs)
+
+    return Local(variant.name, implementation, train, error if isinstance(workload, Chain) else None)

@@ -1,0 +1,47 @@
+"""The variants of training: which precision, which learning rule, how many steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.workloads import GRAPH_RATE, RATE, Graph, Workload
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Args:
+        name: what tables call it.
+        alpha: precision at every step but that of an error's arrival, where it is 1; None for 1 at every step.
+        rule: what the weights learn from (SPEC §4).
+    """
+
+    name: str
+    alpha: float | None = None
+    rule: Literal["settled", "forward", "incremental", "backprop"] = "settled"
+
+    def precision(self, step: int, level: int) -> float:
+        """π(t) of a node so many hops from the target (SPEC §3)."""
+        return 1.0 if self.alpha is None or step == level else self.alpha
+
+    def steps(self, workload: Workload) -> int:
+        """T: the workload's own with constant precision, the depth with spiking."""
+        if self.rule == "backprop":
+            return 0
+        return workload.steps if self.alpha is None or isinstance(workload, Graph) else workload.depth
+
+    def rate(self, workload: Workload) -> float:
+        """Of the latents."""
+        if isinstance(workload, Graph):
+            return GRAPH_RATE
+        return RATE if self.alpha is None else workload.spiking_rate
+
+
+CONSTANT = Variant("constant")
+SILENT = Variant("spiking-0", 0.0, "forward")
+SPIKING = Variant("spiking-1e-3", 1e-3, "forward")
+INCREMENTAL = Variant("incremental", rule="incremental")
+BACKPROP = Variant("backprop", rule="backprop")
+VARIANTS = {variant.name: variant for variant in (CONSTANT, SILENT, SPIKING, INCREMENTAL, BACKPROP)}

@@ -1,0 +1,137 @@
+"""The benchmarks run, measure what they say, and compare equal computations. How fast anything is, is not tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def module(name: str) -> ModuleType:
+    return import_module(f"benchmarks.{name}")
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_quick_run_fills_every_field_and_its_table(tmp_path: Path) -> None:
+    rows_file, plot = tmp_path / "rows.json", tmp_path / "growth.png"
+    implementations = ["pcsim-batched", "pcsim-reference", "torch-loop", "torch-backprop", "floor"]
+    arguments = ["--workloads", "W1", "W3", "W4", "depth", "nodes", "--implementations", *implementations]
+    arguments += ["--variants", "constant", "backprop", "--quick", "--no-memory", "--rounds", "2", "--threads", "1"]
+    printed = run("benchmarks/run.py", *arguments, "--json", str(rows_file), "--plot", str(plot))
+    rows = json.loads(rows_file.read_text())
+    assert all(set(row) == {field.name for field in fields(module("rows").Row)} for row in rows)
+    assert all(0 < row["min_ms"] <= row["median_ms"] and row["first_ms"] > 0 and row["rounds"] == 2 for row in rows)
+    found = {(row["workload"], row["variant"], row["implementation"]) for row in rows}
+    for name in ("W1", "W3"):
+        assert {(name, "constant", each) for each in implementations if each != "torch-backprop"} <= found
+        assert {(name, "backprop", each) for each in implementations if each != "torch-loop"} <= found
+    assert ("W4", "constant", "pcsim-batched") in found
+    assert len(found) < len(rows)  # growth has a row for each size
+    compared = [row["agrees"] for row in rows if row["implementation"] in ("pcsim-reference", "torch-loop")]
+    assert compared == [True] * len(compared)
+    assert "constant / floor, W1" in printed
+    assert "growth with nodes, constant" in printed
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "| workload | variant | implementation |" in run("-m", "benchmarks.table", str(rows_file))
+
+
+def test_implementations_agree_on_every_variant() -> None:
+    workloads, plain, simulated = module("workloads"), module("plain"), module("simulated")
+    for name in ("W1", "W2", "W3"):
+        chain = workloads.SMALL_WORKLOADS[name]
+        for variant in module("variants").VARIANTS.values():
+            other = plain.backprop(chain, "") if variant.rule == "backprop" else plain.loop(chain, variant, "")
+            contenders = [simulated.simulated(chain, variant), other]
+            for contender in contenders:
+                for _ in range(4):
+                    contender.step()
+            batched, by_hand = (contender.half_squared_error() for contender in contenders)
+            assert batched == pytest.approx(by_hand, rel=1e-4), (name, variant.name)
+
+
+@pytest.mark.parametrize("variant", ["constant", "spiking-0", "incremental"])
+@pytest.mark.parametrize("steps", [2, 6, 9])
+def test_the_floor_has_as_many_products_as_the_plan(variant: str, steps: int) -> None:
+    workloads, variants, simulated = module("workloads"), module("variants"), module("simulated")
+    how = variants.VARIANTS[variant]
+    if how.alpha is not None and steps < 6:
+        pytest.skip("the error would not arrive")
+    import pcsim
+
+    network, clamps = simulated.network_and_clamps(workloads.deep_chain(6, 3))
+    precision = pcsim.Constant() if how.alpha is None else pcsim.Spiking(alpha=how.alpha)
+    simulator = pcsim.Simulator(network, pcsim.Relaxation(steps, 0.1, precision=precision), simulated.RULES[how.rule]())
+    simulator.infer(clamps)
+    plan = pcsim.engine.plan.Plan(simulator.plan.problem, teaching=how.rule == "incremental")
+    phases = [plan.phases[position] for position in plan.sequence]
+    phases += [] if how.rule == "incremental" else [plan.learning()]
+    planned = Counter(forward=len(network.edges))
+    for phase in phases:
+        planned.update(forward=int(phase.refresh.sum()), message=int(phase.message.sum()))
+        planned.update(weight=int(phase.teach[plan.wiring.target].sum()))
+    needed = Counter(kind for kind, _ in module("floor").needed_products(6, steps, how))
+    assert needed == planned
+
+
+def test_spiking_with_silence_needs_one_product_of_each_kind_per_edge() -> None:
+    variants, floor = module("variants"), module("floor")
+    needed = Counter(floor.needed_products(7, 7, variants.SILENT))
+    assert needed == Counter(floor.needed_products(7, 0, variants.BACKPROP))
+    assert max(needed.values()) == 1
+
+
+def test_an_exponent_is_the_slope_in_logarithms() -> None:
+    growth, sizes = module("growth"), [10, 30, 100]
+    assert growth.exponent(sizes, [3 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    assert np.isnan(growth.exponent([10], [1.0]))
+
+
+def test_a_limit_says_whether_it_is_kept() -> None:
+    limit = module("limits").Limit
+    assert [limit("time", 1.0, m).verdict for m in (1.0, 1.01, None)] == ["pass", "over", "not measured"]
+
+
+def test_an_unequal_computation_is_told() -> None:
+    rows = module("rows")
+    one, other, third = (
+        rows.Row("W1", "constant", name, 1, 1, 1, 0, trained=3, half_squared_error=error)
+        for name, error in (("a", 1.0), ("b", 1.0005), ("c", 1.01))
+    )
+    rows.check_agreement([one, other, third], "a")
+    assert (one.agrees, other.agrees, third.agrees) == (None, True, False)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell")
+def test_memory_holds_at_least_what_must_be_kept() -> None:
+    memory, workloads = module("memory"), module("workloads")
+    held = memory.measure_apart("W1", "constant", "pcsim-batched", "", 1, False)
+    assert held is not None
+    weights = memory.weight_bytes(workloads.WORKLOADS["W1"])
+    assert 4 * weights < held.tensors < 3 * memory.budget(workloads.WORKLOADS["W1"])
+    assert 4 * weights < held.peak
+
+
+def test_a_missing_peer_is_left_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = module("peers")
+    monkeypatch.setitem(peers.PEERS, "nobody", "benchmarks.peer_nobody")
+    assert peers.start_peer("nobody", "W1", None, 1, True) is None
+    assert "nobody" in capsys.readouterr().err
