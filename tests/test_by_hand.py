@@ -209,7 +209,7 @@ def test_gradients_accumulate_on_request(engine: str) -> None:
 
 @ENGINES
 def test_learning_twice_from_one_state_takes_the_weights_as_they_are(engine: str) -> None:
-    # h stays at 1.3; the first update (learning rate 1) takes the weight of h->y from 3 to 3.13.
+    # h stays at 1.3; the first update (learning rate 1) takes the weight of h->y from 3 to 3.13, that of x->h to 1.1.
     net = two_weights()
     simulator = pcsim.Simulator(net, pcsim.Relaxation(1, 0.1), engine=engine)
     simulator.infer({"x": one(2.0), "y": one(4.0)})
@@ -218,6 +218,7 @@ def test_learning_twice_from_one_state_takes_the_weights_as_they_are(engine: str
     assert weight.item() == pytest.approx(3.13, abs=1e-14)
     simulator.compute_gradients()
     assert weight.grad.item() == pytest.approx(-(4.0 - 3.13 * 1.3) * 1.3, abs=1e-14)
+    assert net.edges["x->h"].module.weight.grad.item() == pytest.approx(-(1.3 - 1.1 * 2.0) * 2.0, abs=1e-14)
 
 
 @ENGINES
@@ -276,3 +277,43 @@ def drawn(edges: str, deterministic: str = "") -> pcsim.Network:
 )
 def test_levels(edges: str, deterministic: str, targets: str, levels: Mapping[str, int]) -> None:
     assert drawn(edges, deterministic).levels(list(targets)) == levels
+
+
+@ENGINES
+def test_what_started_at_a_learned_prior_stays_when_the_prior_moves(engine: str) -> None:
+    net = pcsim.Network()
+    net.add_node("x", (1,), prior=nn.Parameter(torch.tensor([1.0])))
+    net.add_node("y", (1,))
+    net.add_edge("x", "y")
+    net.double()
+    pcsim.Simulator(net, pcsim.Relaxation(0), engine=engine).infer({"y": one(2.0)})
+    with torch.no_grad():
+        net["x"].prior.add_(5.0)
+    assert net["x"].value.item() == 1.0
+    assert net["x"].forward_value.item() == 1.0
+    assert net["x"].prediction.item() == 6.0
+
+
+@ENGINES
+def test_free_energy_holds_the_weighted_normaliser_of_a_learned_precision(engine: str) -> None:
+    # 1.5 · (2 · ½ · (0.25 + 4) − ½ · 2 · log 2), one sample of two units.
+    net = pcsim.Network()
+    net.add_node("x", (2,))
+    net.add_node("y", (2,), precision=pcsim.LearnedPrecision(initial=2.0), weight=1.5)
+    net.add_edge("x", "y")
+    net.double()
+    clamps = {"x": torch.zeros(1, 2).double(), "y": torch.tensor([[0.5, -2.0]]).double()}
+    trace = pcsim.Simulator(net, pcsim.Relaxation(1), engine=engine).infer(clamps, record=True)
+    expected = 1.5 * (4.25 - math.log(2.0))
+    assert trace.free_energies is not None
+    assert trace.free_energies.tolist() == pytest.approx([expected, expected], rel=1e-6)
+
+
+def test_schedules() -> None:
+    spiking = pcsim.Spiking(alpha=0.01, peak=2.0)
+    assert [spiking.at(step, 1, 3) for step in range(3)] == [0.01, 2.0, 0.01]
+    assert spiking.at(0, 0, 3) == 2.0
+    assert spiking.at(0, None, 3) == 0.01, "no error ever arrives there"
+    assert pcsim.Spiking() == pcsim.Spiking(alpha=1e-3, peak=1.0)
+    assert pcsim.Decaying().at(3, None, 5) == 0.0
+    assert pcsim.Constant(0.5).at(7, 3, 9) == 0.5
