@@ -8,25 +8,30 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-from benchmarks.contender import Contender
+from benchmarks.contender import REFERENCE, Contender
 from benchmarks.rows import Row
+from benchmarks.variants import VARIANTS
 
 FEWEST = 3
-SECONDS_FOR_EACH = 20.0
-"""A contender whose steps would take longer than this in all takes part in fewer rounds, but at least in three."""
+PATIENCE, PATIENCE_WITH_REFERENCE = 30.0, 5.0
+"""Seconds. A contender whose steps would take longer in all takes part in fewer rounds, but at least in three."""
 
 
 def measure(contenders: Sequence[Contender], workload: str, rounds: int, warm_up: int) -> list[Row]:
     """Warm every contender up, then let them take turns; a row of each that was not outrun by another layout of it."""
-    early: dict[Contender, list[float]] = {}
-    errors: dict[Contender, float | None] = {}
+    early: dict[Contender, list[float]] = {contender: [] for contender in contenders}
+    judged: dict[Contender, tuple[int, float | None]] = {}
     wanted: dict[Contender, int] = {}
     for contender in contenders:
         announce(f"{workload} {contender.variant}, {contender.implementation} {contender.layout}: warming up")
-        early[contender] = [contender.step() for _ in range(warm_up)]
-        errors[contender] = contender.half_squared_error()
+        judged_after = min(warm_up, VARIANTS[contender.variant].judged_after)
+        for number in range(1, warm_up + 1):
+            early[contender].append(contender.step())
+            if number == judged_after:
+                judged[contender] = number, contender.half_squared_error()
         usual = statistics.median(early[contender][1:])
-        wanted[contender] = min(rounds, max(FEWEST, int(SECONDS_FOR_EACH / usual)))
+        patience = PATIENCE_WITH_REFERENCE if contender.implementation == REFERENCE else PATIENCE
+        wanted[contender] = min(rounds, max(FEWEST, int(patience / usual)))
     times = _take_turns(contenders, wanted, rounds)
     rows: dict[tuple[str, str, int | None], Row] = {}
     for contender in contenders:
@@ -42,8 +47,8 @@ def measure(contenders: Sequence[Contender], workload: str, rounds: int, warm_up
             1e3 * first[0],
             1e3 * max(0.0, sum(first[:2]) - 2 * median),
             rounds=wanted[contender],
-            trained=warm_up,
-            half_squared_error=errors[contender],
+            trained=judged[contender][0],
+            half_squared_error=judged[contender][1],
             size=contender.size,
             layout=contender.layout,
             note=f"slow: {wanted[contender]} of {rounds} rounds" if fewer else "",

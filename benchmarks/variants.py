@@ -16,11 +16,13 @@ class Variant:
         name: what tables call it.
         alpha: precision at every step but that of an error's arrival, where it is 1; None for 1 at every step.
         rule: what the weights learn from (SPEC §4).
+        judged_after: training steps after which half squared errors are compared; before they are rounding errors.
     """
 
     name: str
     alpha: float | None = None
     rule: Literal["settled", "forward", "incremental", "backprop"] = "settled"
+    judged_after: int = 5
 
     def precision(self, step: int, level: int) -> float:
         """π(t) of a node so many hops from the target (SPEC §3)."""
@@ -42,6 +44,6 @@ class Variant:
 CONSTANT = Variant("constant")
 SILENT = Variant("spiking-0", 0.0, "forward")
 SPIKING = Variant("spiking-1e-3", 1e-3, "forward")
-INCREMENTAL = Variant("incremental", rule="incremental")
+INCREMENTAL = Variant("incremental", rule="incremental", judged_after=2)
 BACKPROP = Variant("backprop", rule="backprop")
 VARIANTS = {variant.name: variant for variant in (CONSTANT, SILENT, SPIKING, INCREMENTAL, BACKPROP)}

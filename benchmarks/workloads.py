@@ -52,7 +52,7 @@ class Chain:
     channels: tuple[int, ...] = ()
     activation: Literal["tanh", "gelu"] = "tanh"
     spiking_rate: float = SPIKING_RATE
-    warm_up: int = 10
+    warm_up: int = 5
     gains: tuple[float, float] = (1.0, 1.0)
 
     @property
