@@ -13,16 +13,21 @@ from torch import Tensor, nn
 from pcsim.engine.engine import Problem, State
 from pcsim.engine.kernel import Autograd, Gain, Kernel, Saved, Weights
 from pcsim.engine.plan import Positions
-from pcsim.engine.stacks import EdgeStack, Link, NodeStack, Part, Place, Slot, rows_of
+from pcsim.engine.stacks import EdgeStack, Link, NodeStack, Part, Place, Slot, rows_of, run_of
 from pcsim.graph.evaluation import probe
+
+FIRST = np.zeros(1, np.intp)
+"""Position of a single row."""
 
 
 class Arena:
-    """Scratch tensors by key; programs that never hold a state at the same time share one."""
+    """Scratch by key; programs that never hold a state at the same time share one."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
         self._tensors: dict[Hashable, Tensor] = {}
+        self._slots: dict[Hashable, Slot] = {}
+        self._saved: dict[Hashable, Saved] = {}
 
     def new(self, count: int, batch: int, shape: tuple[int, ...], images: bool = False) -> Tensor:
         """A tensor (count, batch, *shape), its images channels last if asked for."""
@@ -38,6 +43,14 @@ class Arena:
             self._tensors[key] = make()
         return self._tensors[key]
 
+    def slot(self, key: Hashable) -> Slot:
+        """The slot of a key."""
+        return self._slots.setdefault(key, Slot())
+
+    def saved(self, key: Hashable) -> Saved:
+        """The place of a key for what a kernel keeps between its calls."""
+        return self._saved.setdefault(key, {})
+
 
 class Bound(NamedTuple):
     """A kernel with all that it is given besides places: its module, weights, and what it keeps between calls."""
@@ -51,13 +64,26 @@ class Bound(NamedTuple):
 class Stage:
     """One link of a chain with its weights: a module's own parameters, or rows of stacked ones."""
 
-    def __init__(self, link: Link, weights: Sequence[Tensor], gradients: Sequence[Tensor], stacked: bool) -> None:
+    def __init__(
+        self, link: Link, weights: Sequence[Tensor], gradients: Sequence[Tensor], saved: Saved, *, stacked: bool
+    ) -> None:
         self.kernel, self.module = link
-        self.saved: Saved = {}
+        self.saved = saved
         self._weights, self._gradients, self._stacked = weights, gradients, stacked
+        self._bound: dict[tuple[int, int], Bound] = {}
 
     def bound(self, rows: Positions) -> Bound:
         """The stage with the weights of these rows of the stacked weights."""
+        if not self._stacked:
+            rows = FIRST
+        key = run_of(rows)
+        if key is None:
+            return self._make_bound(rows)
+        if key not in self._bound:
+            self._bound[key] = self._make_bound(rows)
+        return self._bound[key]
+
+    def _make_bound(self, rows: Positions) -> Bound:
         parts = self._parts(self._weights, rows)
         tensors = [part.out for part in parts]
         given = tuple(tensor for tensor in tensors if tensor is not None)
@@ -145,11 +171,13 @@ class NodeBuffers:
         else:
             self.tensors["forward_value"] = self._new()
             self.copies.append((self.tensors["forward_value"], self.tensors["value"]))
-        self.stages = [Stage(link, (), (), stacked=False) for link in stack.chain or ()]
+        chain = enumerate(stack.chain or ())
+        self.stages = [Stage(link, (), (), arena.saved((key, place)), stacked=False) for place, link in chain]
         self._shares = merged([stage.kernel for stage in self.stages], 0)
-        self._slot = Slot() if slotted else None
-        self._inner = [Slot() for _ in self.stages]
-        self._pulled = [Slot() for _ in self.stages]
+        self._slot = arena.slot((key, "inlet")) if slotted else None
+        self._inner = [arena.slot((key, "inner", place)) for place in range(len(self.stages))]
+        self._pulled = [arena.slot((key, "pulled", place)) for place in range(len(self.stages))]
+        self._parts: dict[tuple[str, int, int], Part] = {}
         self.outputs: dict[int, Place] = {}
         """Pulled-back errors by edge position, where the node goes through autograd."""
         self.graph: tuple[dict[int, Tensor], Tensor] | None = None
@@ -169,7 +197,13 @@ class NodeBuffers:
 
     def at(self, name: str, rows: Positions) -> Part:
         """Rows of one of the stack's tensors."""
-        return Part(self.tensor(name), rows_of(rows, self._arena.device))
+        run = run_of(rows)
+        if run is None:
+            return Part(self.tensor(name), rows_of(rows, self._arena.device))
+        key = (name, *run)
+        if key not in self._parts:
+            self._parts[key] = Part(self.tensor(name), slice(*run))
+        return self._parts[key]
 
     def load(self, problem: Problem, previous: State | None) -> None:
         """Take over a batch: clamped values, and the start of what no forward pass reaches."""
@@ -220,7 +254,7 @@ class NodeBuffers:
     def pulled(self, rows: Positions, edge: int) -> Place:
         """Where the error, pulled back to what the edges contribute, is found."""
         if self.autograd:
-            return self.outputs.setdefault(edge, Slot())
+            return self.outputs.setdefault(edge, self._arena.slot((self._key, "output", edge)))
         for link, stage in enumerate(self.stages):
             if not stage.kernel.elementwise:
                 return self.pulled_at(link)
@@ -272,27 +306,27 @@ class EdgeBuffers:
         if chain is None:
             chain = [(Autograd(lambda value: edge.contribute(value, seed())), edge.module)]
         self.gradients: dict[nn.Parameter, Tensor] = {}
-        self.stages = [self._stage(link) for link in chain]
+        self.stages = [self._stage(link, arena.saved((key, place))) for place, link in enumerate(chain)]
         kernels = [stage.kernel for stage in self.stages]
         self._shares = merged(kernels, 1) if kernels else [0]
         needs_output = bool(kernels) and kernels[-1].reads == "output" and target.overwrites_inlet
         self.direct = len(edge.target.incoming) == 1 and not target.autograd and not needs_output
         """Whether contributions go straight to the target's inlet; otherwise they are kept here, to be combined."""
-        self._inner = [Slot() for _ in self.stages]
+        self._inner = [arena.slot((key, "inner", place)) for place in range(len(self.stages))]
         self._shapes = self._inner_shapes(chain) if len(stack.edges) > 1 and len(chain) > 1 else []
-        self._messages = [Slot() for _ in self.stages]
+        self._messages = [arena.slot((key, "message", place)) for place in range(len(self.stages))]
 
-    def _stage(self, link: Link) -> Stage:
+    def _stage(self, link: Link, saved: Saved) -> Stage:
         kernel, module = link
         if isinstance(kernel, Gain):
-            return Stage(link, (), (), stacked=False)
+            return Stage(link, (), (), saved, stacked=False)
         if self.stack.weights is None:
             own = [p for p in module.parameters() if p.requires_grad or not isinstance(kernel, Autograd)]
             if len(self.stack.edges) > 1:
                 own = []
             made = [self._gradient(p) for p in own]
             self.gradients.update(zip(own, made, strict=True))
-            return Stage(link, own, made, stacked=False)
+            return Stage(link, own, made, saved, stacked=False)
         inside = {id(p) for p in module.parameters()}
         columns = [c for c, p in enumerate(self.stack.edges[0].module.parameters()) if id(p) in inside]
         tensors = [self.stack.weights.tensors[column] for column in columns]
@@ -303,7 +337,7 @@ class EdgeBuffers:
         for row in self.stack.weight_rows.tolist():
             for column, gradient in zip(columns, made, strict=True):
                 self.gradients[self.stack.weights.members[row][column]] = gradient[row]
-        return Stage(link, tensors, made, stacked=True)
+        return Stage(link, tensors, made, saved, stacked=True)
 
     def _gradient(self, parameter: nn.Parameter) -> Tensor:
         return self._arena.shared((self._key, "gradient", id(parameter)), like(parameter))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +48,10 @@ class Linear(Kernel[nn.Linear]):
     def accepts(self, module: nn.Linear, shape: tuple[int, ...]) -> bool:
         """Whether values have one axis of features."""
         return len(shape) == 1
+
+    def signature(self, module: nn.Linear) -> Hashable:
+        """Its sizes; a graph may have tens of thousands, and printing each would take seconds."""
+        return module.in_features, module.out_features, module.bias is not None
 
     def forward(self, module: nn.Linear, weights: Weights, value: Tensor, out: Tensor | None, saved: Saved) -> Tensor:
         """Value · Wᵀ + b, (k?, batch, out features)."""
@@ -255,6 +261,8 @@ class Conv2d(Kernel[nn.Conv2d]):
 
 class MaxPool2d(Kernel[nn.MaxPool2d]):
     """``nn.MaxPool2d``; the place of each window's winner is kept for the messages."""
+
+    reads = "nothing"
 
     def accepts(self, module: nn.MaxPool2d, shape: tuple[int, ...]) -> bool:
         """Whether it pools images and returns no indices."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcsim.engine.buffers import Bound, NodeBuffers
+from pcsim.engine.buffers import FIRST, Bound, NodeBuffers
 from pcsim.engine.kernel import pull_back
 from pcsim.engine.stacks import Part, Place
 from pcsim.graph.energy import Energy, Scale
@@ -152,10 +151,7 @@ def pull_back_by_autograd(buffers: NodeBuffers) -> None:
     leaves, output = buffers.graph
     delta = buffers.tensor("delta")[0]
     for position, pulled in zip(leaves, pull_back(output, list(leaves.values()), delta), strict=True):
-        buffers.pulled(_FIRST, position).write(pulled)
-
-
-_FIRST = np.zeros(1, np.intp)
+        buffers.pulled(FIRST, position).write(pulled)
 
 
 def gradients_by_autograd(

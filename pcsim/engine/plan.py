@@ -20,8 +20,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.engine import Problem
 from pcsim.engine.stacks import stack_nodes
+from pcsim.graph.energy import Gaussian
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Positions: TypeAlias = npt.NDArray[np.intp]
@@ -42,6 +44,9 @@ class Wiring:
         self.energetic = self._mask(clamping.energetic, place)
         self.deterministic = self._mask(clamping.deterministic, place)
         self.weighted = np.array([node.weight != 0 for node in self.nodes], bool)
+        plain = [type(n.energy_function) is Gaussian and isinstance(n.base_precision, float) for n in self.nodes]
+        self.simple = np.array(plain, bool) & ~self._mask(clamping.partial, place)
+        """Nodes with a Gaussian energy and a number for a precision, all of whose units are free, or all given."""
         self.level = np.array([clamping.levels.get(node.name, -1) for node in self.nodes], np.intp)
         """Level of each node, −1 where it reaches no target."""
         self.deepest = int(self.level.max(initial=0))
@@ -54,7 +59,7 @@ class Wiring:
         self.wanting = self.free.copy()
         """Nodes to which messages matter: free, or deterministic and read, somewhere below, from a free one."""
         for generation, into in self.generations:
-            self.wanting[generation] |= self._any(into & self.wanting[self.source], self.target)[generation]
+            self.wanting[generation] |= self.any_of(into & self.wanting[self.source], self.target)[generation]
         parameters = {parameter: position for position, parameter in enumerate(problem.snapshot.parameters)}
         self.parameters = list(parameters)
         self.edge_parameters = [list(edge.module.parameters()) for edge in self.edges]
@@ -89,7 +94,7 @@ class Wiring:
             generations.append((members, np.isin(self.target, members)))
         return generations
 
-    def _any(self, edges: Mask, ends: Positions) -> Mask:
+    def any_of(self, edges: Mask, ends: Positions) -> Mask:
         """Nodes at these ends of these edges."""
         mask = np.zeros(len(self.nodes), bool)
         mask[ends[edges]] = True
@@ -101,17 +106,17 @@ class Wiring:
             return np.zeros_like(nodes)
         reached = nodes.copy()
         for generation, _ in reversed(self.generations):
-            reached[generation] |= self._any(self.between & reached[self.target], self.source)[generation]
+            reached[generation] |= self.any_of(self.between & reached[self.target], self.source)[generation]
         found: Mask = reached & self.deterministic
         return found
 
     def downstream(self, edges: Mask, nodes: Mask) -> Mask:
         """Nodes with an energy whose predictions change with these edges' contributions or nodes' transfers."""
-        changed = nodes | self._any(edges, self.target)
+        changed = nodes | self.any_of(edges, self.target)
         for generation, into in self.generations:
-            changed[generation] |= self._any(into & self.between & changed[self.source], self.target)[generation]
+            changed[generation] |= self.any_of(into & self.between & changed[self.source], self.target)[generation]
         if self.generations:
-            changed |= self._any(self.between & changed[self.source], self.target)
+            changed |= self.any_of(self.between & changed[self.source], self.target)
         return changed & self.energetic
 
 
@@ -235,12 +240,12 @@ class Plan:
         for generation, into in wiring.generations:
             stale = into & upstream[wiring.target] & (self._stale | everything)
             refresh |= stale
-            again = wiring._any(stale, wiring.target) | (self._stale_node & upstream)
+            again = wiring.any_of(stale, wiring.target) | (self._stale_node & upstream)
             predict[generation] = again[generation]
             self._stale |= wiring.between & predict[wiring.source]
         stale = (read & ~wiring.deterministic)[wiring.target] & (self._stale | everything)
         refresh |= stale
-        predict |= wiring._any(stale, wiring.target) | (self._stale_node & read)
+        predict |= wiring.any_of(stale, wiring.target) | (self._stale_node & read)
         self._stale &= ~refresh
         self._stale_node &= ~predict
         self._ever_refreshed |= refresh
@@ -290,12 +295,42 @@ class Plan:
         upstream = wiring.upstream(push)
         if rule.at_forward:
             refresh = self._ever_refreshed & (push | upstream)[wiring.target]
-            predict = wiring._any(refresh, wiring.target)
+            predict = wiring.any_of(refresh, wiring.target)
         else:
             refresh, predict = self._refresh(push)
         message = (push | upstream)[wiring.target] & upstream[wiring.source]
         nowhere = np.zeros_like(push)
         return Phase(refresh, predict, push, upstream, message, push | upstream, nowhere, np.ones(len(push)) * push)
+
+    def lasting_errors(self) -> npt.NDArray[np.float64]:
+        """By what the error that a node pushed is to be multiplied to give the one it learns from; NaN if unknown.
+
+        With the forward rule and plain gradient descent, a node that pushes once, at its forward prediction, and
+        receives nothing from then on, moves by nothing but that push: its last error is (1 − rate · π w) of it, or all
+        of it at a clamped target. So what the push has pulled back through the node's transfer serves again.
+        """
+        wiring, relaxation, rule = self.wiring, self.problem.relaxation, self.problem.rule
+        factors = np.full(len(wiring.nodes), np.nan)
+        usual = rule.at_forward and type(rule).delta is LearningRule.delta and not relaxation.momentum
+        if not usual or not self.leave_out or self.problem.record or relaxation.tolerance is not None:
+            return factors
+        pushes, pushed = np.zeros(len(wiring.nodes), np.intp), np.zeros(len(wiring.nodes), np.intp)
+        received, scale = np.full(len(wiring.nodes), -1), np.zeros(len(wiring.nodes))
+        for step, position in enumerate(self.sequence):
+            phase = self.phases[position]
+            pushes[phase.push] += 1
+            pushed[phase.push] = step
+            scale[phase.push] = phase.schedule[phase.push]
+            received[wiring.source[phase.message]] = step
+        # Deterministic nodes gather several errors, each with a factor of its own.
+        mixing = wiring.any_of(wiring.between, wiring.target)
+        simple = (pushes == 1) & (received < pushed) & ~self.ever_predicted & wiring.simple & ~mixing
+        for position in np.flatnonzero(simple).tolist():
+            weight = wiring.nodes[position].weight
+            push = scale[position] * weight * float(wiring.nodes[position].given_precision)
+            rest = 1 - relaxation.rate * push if wiring.free[position] else 1.0
+            factors[position] = weight * rest / push
+        return factors
 
     def left_out(self) -> float:
         """Share of the full work, predictions and messages of every edge at every step, that the plan leaves out."""

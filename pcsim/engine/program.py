@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal, TypeAlias
 
+import attrs
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -168,7 +171,7 @@ class Program:
         self._pull_back(operations, phase.push)
         self._pass_on(operations, phase)
         if self.plan.teaching:
-            self._teach(operations, phase, "present")
+            self._teach(operations, phase, "present", np.ones(len(phase.push)))
         self._send(operations, phase.message & self._wiring.free[self._wiring.source])
         if not self.direct_moves:
             for buffers, rows in self._rows(phase.move):
@@ -191,10 +194,12 @@ class Program:
             operations: Operations = []
             activity: Activity = "forward" if self.problem.rule.at_forward else "present"
             self._predict(operations, phase.refresh, phase.predict, activity)
-            self._push(operations, phase, learning=True)
-            self._pull_back(operations, phase.push)
+            kept = self.plan.lasting_errors()
+            anew = attrs.evolve(phase, push=phase.push & np.isnan(kept))
+            self._push(operations, anew, learning=True)
+            self._pull_back(operations, anew.push)
             self._pass_on(operations, phase)
-            self._teach(operations, phase, activity)
+            self._teach(operations, phase, activity, np.where(np.isnan(kept), 1.0, kept))
             self._learning[steps] = operations, self._taught(phase)
         return self._learning[steps]
 
@@ -218,6 +223,14 @@ class Program:
             rows = edge.stack.rows(mask)
             if len(rows):
                 yield edge, rows
+
+    def _edge_rows_by_factor(
+        self, mask: Mask, factors: npt.NDArray[np.float64]
+    ) -> Iterator[tuple[EdgeBuffers, Positions, float]]:
+        for edge, rows in self._edge_rows(mask):
+            own = factors[self._wiring.target[edge.stack.positions[rows]]]
+            for factor in np.unique(own):
+                yield edge, rows[own == factor], float(factor)
 
     def _activity(self, edge: EdgeBuffers, rows: Positions, activity: Activity) -> Part:
         source, name = edge.source, "value"
@@ -392,11 +405,13 @@ class Program:
             delta = place
         return delta
 
-    def _teach(self, operations: Operations, phase: Phase, activity: Activity) -> None:
-        """Gradients of the weights: −(∂a/∂θ)ᵀ δ over the batch size."""
-        factor = -1.0 / self.problem.batch
+    def _teach(
+        self, operations: Operations, phase: Phase, activity: Activity, factors: npt.NDArray[np.float64]
+    ) -> None:
+        """Gradients of the weights: −(∂a/∂θ)ᵀ δ over the batch size, δ times its node's factor."""
+        factors = -factors / self.problem.batch
         shared: dict[nn.Parameter, list[Tensor]] = {}
-        for edge, rows in self._edge_rows(phase.teach[self._wiring.target]):
+        for edge, rows, factor in self._edge_rows_by_factor(phase.teach[self._wiring.target], factors):
             for link, stage in enumerate(edge.stages):
                 places = stage.gradients(edge.stack.weight_rows[rows])
                 if not places:
@@ -409,6 +424,8 @@ class Program:
                 if self._users[parameter] > 1:
                     shared.setdefault(parameter, []).append(gradient)
         for buffers, rows in self._rows(phase.teach):
+            # A node with parameters of its own is alone in its stack.
+            factor = float(factors[buffers.stack.positions[rows[0]]])
             for parameter, gradient in self._teach_node(operations, buffers, rows, phase, factor).items():
                 if self._users[parameter] > 1:
                     shared.setdefault(parameter, []).append(gradient)
@@ -474,7 +491,7 @@ class Program:
         """Whether every value that moved is finite, and small enough for its square to be."""
         moving = [b.tensor("value") for b in self.nodes if not (b.stack.given or b.stack.deterministic)]
         norms = [torch.linalg.vector_norm(value) for value in moving]
-        return not norms or bool(torch.isfinite(torch.stack(norms)).all())
+        return not norms or math.isfinite((norms[0] if len(norms) == 1 else torch.stack(norms).max()).item())
 
     def update_statistics(self) -> None:
         """Evaluate the modules that normalise once more, on the activity that they saw last, statistics unfrozen."""

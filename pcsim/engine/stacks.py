@@ -30,12 +30,18 @@ if TYPE_CHECKING:
 Rows: TypeAlias = "slice | Tensor"
 
 
-def rows_of(positions: Positions, device: torch.device) -> Rows:
-    """Rows of a stack: a slice if they follow each other, so that they are a view; else their positions."""
+def run_of(positions: Positions) -> tuple[int, int] | None:
+    """First row and the one after the last, if the rows follow each other; else None."""
     first, count = int(positions[0]), len(positions)
     if count == 1 or (int(positions[-1]) - first == count - 1 and bool((positions[1:] > positions[:-1]).all())):
-        return slice(first, first + count)
-    return torch.as_tensor(positions, device=device)
+        return first, first + count
+    return None
+
+
+def rows_of(positions: Positions, device: torch.device) -> Rows:
+    """Rows of a stack: a slice if they follow each other, so that they are a view; else their positions."""
+    run = run_of(positions)
+    return torch.as_tensor(positions, device=device) if run is None else slice(*run)
 
 
 class Part:
@@ -43,6 +49,8 @@ class Part:
 
     A single row is without the stack axis.
     """
+
+    __slots__ = ("_rows", "_stack", "out")
 
     def __init__(self, stack: Tensor, rows: Rows) -> None:
         self._stack, self._rows = stack, rows
@@ -72,6 +80,8 @@ class Part:
 
 class Slot:
     """A place that holds whatever tensor was written last, of a stack of one."""
+
+    __slots__ = ("out",)
 
     def __init__(self) -> None:
         self.out: Tensor | None = None
