@@ -13,7 +13,7 @@ from pcsim.engine.engine import Engine, Gradients, Problem, State, divergence
 from pcsim.engine.plan import Plan
 from pcsim.engine.program import Program
 from pcsim.engine.reference import ReferenceEngine
-from pcsim.engine.stacks import WeightRegistry
+from pcsim.engine.stacks import Stacks, WeightRegistry
 from pcsim.errors import DivergenceError, SettingError
 from pcsim.graph.evaluation import frozen_statistics
 from pcsim.graph.network import Network
@@ -153,8 +153,8 @@ class BatchedEngine(Engine):
         turns = self._programs.pop(key, None)
         if turns is None or turns.plan.wiring.snapshot is not problem.snapshot:
             plan = Plan(problem, teaching=teaching, leave_out=self._leave_out)
-            make = partial(Program, plan, stacking=self._stacking, message_dtype=self._message_dtype)
-            turns = _Turns(plan, partial(make, Arena(problem.dtype, problem.device)))
+            stacks, arena = Stacks.of(plan, stacking=self._stacking), Arena(problem.dtype, problem.device)
+            turns = _Turns(plan, partial(Program, plan, stacks, arena, message_dtype=self._message_dtype))
         self._programs[key] = turns
         for forgotten in list(self._programs)[:-KEPT_PROGRAMS]:
             del self._programs[forgotten]

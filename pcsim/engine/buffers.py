@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from pcsim.graph.evaluation import probe
 
 FIRST = np.zeros(1, np.intp)
 """Position of a single row."""
+GATHERED_BYTES = 2**21
+"""Rows that have to be gathered are computed in parts of about this size, which stay in a core's cache."""
 
 
 class Arena:
@@ -312,6 +315,8 @@ class EdgeBuffers:
         needs_output = bool(kernels) and kernels[-1].reads == "output" and target.overwrites_inlet
         self.direct = len(edge.target.incoming) == 1 and not target.autograd and not needs_output
         """Whether contributions go straight to the target's inlet; otherwise they are kept here, to be combined."""
+        units = max(math.prod(source.node.shape), math.prod(target.node.shape))
+        self._most_gathered = max(1, GATHERED_BYTES // (problem.batch * units * arena.dtype.itemsize))
         self._inner = [arena.slot((key, "inner", place)) for place in range(len(self.stages))]
         self._shapes = self._inner_shapes(chain) if len(stack.edges) > 1 and len(chain) > 1 else []
         self._messages = [arena.slot((key, "message", place)) for place in range(len(self.stages))]
@@ -358,11 +363,10 @@ class EdgeBuffers:
         if len(self.stack.edges) == 1:
             return self._inner[share - 1]
         shape = self.stack.edges[0].contribution_shape if share == last else self._shapes[share - 1]
-        return self._scratch(("inner", share), shape, rows)
+        return self._scratch(("inner", share), shape, rows, len(self.stack.edges))
 
-    def _scratch(self, name: Hashable, shape: tuple[int, ...], rows: Positions) -> Part:
-        count = len(self.stack.edges)
-        tensor = self._arena.shared((self._key, name), lambda: self._arena.new(count, self._batch, shape))
+    def _scratch(self, name: Hashable, shape: tuple[int, ...], rows: Positions, count: int) -> Part:
+        tensor = self._arena.shared((self._key, name, count), lambda: self._arena.new(count, self._batch, shape))
         return Part(tensor, rows_of(rows, self._arena.device))
 
     def message_place(self, link: int, rows: Positions) -> Place:
@@ -370,7 +374,15 @@ class EdgeBuffers:
         if len(self.stack.edges) == 1:
             return self._messages[link]
         shape = self._shapes[link - 1] if link else self.source.node.shape
-        return self._scratch(("message", link), shape, np.arange(len(rows)))
+        count = self._most_gathered if len(rows) <= self._most_gathered else len(self.stack.edges)
+        return self._scratch(("message", link), shape, np.arange(len(rows)), min(count, len(self.stack.edges)))
+
+    def parts(self, rows: Positions) -> list[Positions]:
+        """These rows, in parts small enough for a cache where their ends have to be gathered and scattered."""
+        ends = (self.stack.source_rows[rows], self.stack.target_rows[rows])
+        if all(run_of(end) is not None for end in ends):
+            return [rows]
+        return np.array_split(rows, -(-len(rows) // self._most_gathered))
 
     def contribution(self, rows: Positions, activity: Place) -> Place:
         """What these edges contribute, once evaluated; an identity contributes the activity itself."""

@@ -19,7 +19,7 @@ from pcsim.engine.buffers import Arena, Bound, EdgeBuffers, NodeBuffers, like
 from pcsim.engine.engine import Problem, State
 from pcsim.engine.kernels import Conv2d, Linear
 from pcsim.engine.plan import Mask, Phase, Plan, Positions
-from pcsim.engine.stacks import Part, Place, WeightRegistry, stack_edges, stack_nodes
+from pcsim.engine.stacks import Part, Place, Stacks
 from pcsim.graph.energy import Gaussian, Scale
 from pcsim.graph.node import Node
 
@@ -34,17 +34,15 @@ class Program:
 
     Args:
         plan: what to compute.
+        stacks: which nodes and edges are computed together.
         arena: scratch tensors; programs that never hold a state at the same time may share it.
-        stacking: compute equal nodes and edges together; for debugging, False computes each alone.
         message_dtype: of the products in messages; None for that of the values.
     """
 
-    def __init__(
-        self, plan: Plan, arena: Arena, *, stacking: bool = True, message_dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, stacks: Stacks, arena: Arena, *, message_dtype: torch.dtype | None = None) -> None:
         self.plan, self.problem = plan, plan.problem
         self._wiring, self._arena, self._message_dtype = plan.wiring, arena, message_dtype
-        self._bind(stacking)
+        self._bind(stacks)
         self._places = {node.name: (b, row) for b in self.nodes for row, node in enumerate(b.stack.nodes)}
         self._users = self._wiring.users
         self._gradients: dict[nn.Parameter, Tensor] = {}
@@ -62,14 +60,12 @@ class Program:
         self._views = self._state_views()
         self._learning: dict[int, tuple[Operations, dict[nn.Parameter, Tensor]]] = {}
 
-    def _bind(self, stacking: bool) -> None:
+    def _bind(self, stacks: Stacks) -> None:
         problem, plan = self.problem, self.plan
-        node_stacks = stack_nodes(plan, stacking)
-        edge_stacks = stack_edges(plan, node_stacks, WeightRegistry.of(problem.network), stacking)
         rewritten = plan.ever_predicted | plan.learning().predict | (problem.relaxation.tolerance is not None)
         convolved = {
             place
-            for stack in edge_stacks
+            for stack in stacks.edges
             if any(isinstance(kernel, Conv2d) for kernel, _ in stack.chain or ())
             for place in (stack.source, stack.target)
         }
@@ -83,7 +79,7 @@ class Program:
                 images=place in convolved,
                 slotted=len(stack.nodes[0].incoming) == 1,
             )
-            for place, stack in enumerate(node_stacks)
+            for place, stack in enumerate(stacks.nodes)
         ]
         self.edges = [
             EdgeBuffers(
@@ -96,7 +92,7 @@ class Program:
                 images=stack.target in convolved,
                 seed=lambda: self.problem.seed,
             )
-            for place, stack in enumerate(edge_stacks)
+            for place, stack in enumerate(stacks.edges)
         ]
 
     def _may_move_directly(self) -> bool:
@@ -222,7 +218,7 @@ class Program:
         for edge in self.edges:
             rows = edge.stack.rows(mask)
             if len(rows):
-                yield edge, rows
+                yield from ((edge, part) for part in edge.parts(rows))
 
     def _edge_rows_by_factor(
         self, mask: Mask, factors: npt.NDArray[np.float64]
@@ -420,9 +416,10 @@ class Program:
                 value = self._activity(edge, rows, activity) if link == 0 else edge.place(link, rows)
                 bound = stage.bound(edge.stack.weight_rows[rows])
                 operations.append(partial(do.gradients, bound, delta, value, factor, places))
-            for parameter, gradient in edge.gradients.items():
-                if self._users[parameter] > 1:
-                    shared.setdefault(parameter, []).append(gradient)
+            if len(edge.stack.edges) == 1:  # edges that share parameters are alone in their stack
+                for parameter, gradient in edge.gradients.items():
+                    if self._users[parameter] > 1:
+                        shared.setdefault(parameter, []).append(gradient)
         for buffers, rows in self._rows(phase.teach):
             # A node with parameters of its own is alone in its stack.
             factor = float(factors[buffers.stack.positions[rows[0]]])

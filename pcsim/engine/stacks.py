@@ -182,6 +182,30 @@ class EdgeStack:
         return np.flatnonzero(mask[self.positions])
 
 
+@attrs.define(eq=False)
+class Stacks:
+    """All stacks of a plan.
+
+    Args:
+        nodes: the stacks of nodes.
+        edges: the stacks of edges between them.
+    """
+
+    nodes: list[NodeStack]
+    edges: list[EdgeStack]
+
+    @classmethod
+    def of(cls, plan: Plan, *, stacking: bool = True) -> Stacks:
+        """Group a plan's nodes and edges, and let parameters become views of stacked weights.
+
+        Args:
+            plan: what to compute.
+            stacking: for debugging, False makes a stack of each node and edge.
+        """
+        nodes = stack_nodes(plan, stacking)
+        return cls(nodes, stack_edges(plan, nodes, WeightRegistry.of(plan.problem.network), stacking))
+
+
 class StackedWeights:
     """Parameters of equal modules in one tensor per parameter, (k, *shape); the parameters are views of them."""
 
