@@ -21,7 +21,6 @@ from pcsim.engine.reading import Reading
 from pcsim.engine.reference import ReferenceEngine
 from pcsim.errors import ClampError, SettingError, StateError
 from pcsim.graph.clamping import Clamping
-from pcsim.graph.evaluation import tensor_options
 from pcsim.graph.network import Network, listed
 from pcsim.graph.node import Node
 
@@ -138,17 +137,23 @@ class Simulator:
                 "update(clamps, optimizer) in place of infer and learn"
             )
         self._require_target(state.problem)
-        parameters = state.problem.snapshot.parameters
         if self.network.snapshot() is not state.problem.snapshot:
             raise StateError("a module or parameter was replaced after the network was relaxed; infer again")
+        self._fill_gradients(state, accumulate)
+
+    def _fill_gradients(self, state: State, accumulate: bool = False) -> None:
+        parameters = state.problem.snapshot.parameters
         # Copied first: what .grad holds may be the very tensors that the engine is about to write.
-        before = [None if p.grad is None or not accumulate else p.grad.clone() for p in parameters]
+        before = [None if p.grad is None else p.grad.clone() for p in parameters] if accumulate else []
         gradients = self.engine.gradients(state)
-        for parameter, held in zip(parameters, before, strict=True):
-            gradient = gradients.get(parameter)
-            if held is not None:
-                gradient = held if gradient is None else held.add_(gradient)
+        if len(gradients) < len(parameters):
+            for parameter in parameters:
+                parameter.grad = None
+        for parameter, gradient in gradients.items():
             parameter.grad = gradient
+        for parameter, held in zip(parameters, before, strict=False):
+            if held is not None:
+                parameter.grad = held if parameter.grad is None else held.add_(parameter.grad)
         self._count(state)
 
     def update(self, clamps: Clamps, optimizer: Optimizer, *, record: bool = False) -> Trace:
@@ -165,8 +170,10 @@ class Simulator:
         problem = self._problem(clamps, record)
         self._require_target(problem)
         if not self.rule.every_step:
-            trace = self._finish(self.engine.relax(problem, self._state))
-            self.learn(optimizer)
+            state = self.engine.relax(problem, self._state)
+            trace = self._finish(state)
+            self._fill_gradients(state)
+            optimizer.step()
             return trace
 
         def learn(gradients: Gradients) -> None:
@@ -234,7 +241,7 @@ class Simulator:
         named = self._by_name(clamps)
         values = (given[0] if isinstance(given, tuple) else given for given in named.values())
         some = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
-        options = tensor_options(self.network, otherwise=some)
+        options = self.network.tensor_options(otherwise=some)
         fits = {name: self._clamp(name, given, *options) for name, given in named.items()}
         if not fits:
             raise ClampError("nothing is clamped, so the batch size is unknown; clamp at least one node")

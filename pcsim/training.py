@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
 from pcsim.errors import DivergenceError, SettingError
-from pcsim.graph.evaluation import tensor_options
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.metrics import Accuracy, Metric, Outcome, RelaxedEnergy, RunningMeans, measure_all
@@ -225,7 +224,7 @@ class Trainer:
                 f"batch of type {type(batch).__name__} given, expected a pair of tensors, inputs and targets; give "
                 "Trainer a function clamps= that makes clamps from such a batch"
             )
-        dtype, device = tensor_options(self.simulator.network)
+        dtype, device = self.simulator.network.tensor_options()
         named = {self.inputs: pair[0], self.target: _as_one_hot(pair[1], self.simulator.network[self.target])}
         return {name: tensor.to(device, dtype, non_blocking=True) for name, tensor in named.items()}
 
@@ -282,7 +281,7 @@ def _as_one_hot(target: Tensor, node: Node) -> Tensor:
 @contextmanager
 def _evaluating(network: Network) -> Iterator[None]:
     """Evaluation mode, and random draws that leave no trace."""
-    modes, device = {module: module.training for module in network.modules()}, tensor_options(network)[1]
+    modes, device = {module: module.training for module in network.modules()}, network.tensor_options()[1]
     network.eval()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):

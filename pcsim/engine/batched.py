@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 
 import attrs
 import torch
@@ -171,6 +172,9 @@ class BatchedEngine(Engine):
         return divergence(problem, program.lost(), steps - 1 if steps else None)
 
 
+_version = attrgetter("_version")
+
+
 def _versions(problem: Problem) -> list[int]:
     """A number by parameter that grows whenever the parameter changes."""
-    return [parameter._version for parameter in problem.snapshot.parameters]
+    return [*map(_version, problem.snapshot.parameters)]

@@ -62,6 +62,8 @@ class Bound(NamedTuple):
     module: nn.Module
     weights: Callable[[], Weights]
     saved: Saved
+    complete: bool
+    """Whether the weights are the same tensors at every call."""
 
 
 class Stage:
@@ -92,7 +94,7 @@ class Stage:
         given = tuple(tensor for tensor in tensors if tensor is not None)
         complete = len(given) == len(tensors)
         weights = (lambda: given) if complete else (lambda: tuple(part.read() for part in parts))
-        return Bound(self.kernel, self.module, weights, self.saved)
+        return Bound(self.kernel, self.module, weights, self.saved, complete)
 
     def gradients(self, rows: Positions) -> list[Part]:
         """Where the gradients of these rows go."""

@@ -36,6 +36,8 @@ class Kernel(ABC, Generic[M]):
     """Whose content ``message`` needs besides delta's; of the others it may use the shape."""
     products: ClassVar[bool] = False
     """Whether ``message`` is made of products with the weights, which may be computed in a lower precision."""
+    fills_out: ClassVar[bool] = False
+    """Whether ``forward`` and ``message`` always write into ``out`` where one is given."""
     elementwise: ClassVar[bool] = False
     """Whether ``forward`` may write its output over its input (where ``reads`` is not the input)."""
 
@@ -81,7 +83,7 @@ class Kernel(ABC, Generic[M]):
 class Gain(Kernel[nn.Module]):
     """An edge's fixed factor."""
 
-    stacks, reads, elementwise = True, "nothing", True
+    stacks, reads, fills_out, elementwise = True, "nothing", True, True
 
     def __init__(self, gain: float) -> None:
         self._gain = gain

@@ -20,7 +20,7 @@ def _tensor(result: Tensor) -> Tensor:
 class Identity(Kernel[nn.Identity]):
     """``nn.Identity``; the engine leaves it out of a chain, so nothing is ever computed."""
 
-    stacks, reads, elementwise = True, "nothing", True
+    stacks, reads, fills_out, elementwise = True, "nothing", True, True
 
     def forward(self, module: nn.Identity, weights: Weights, value: Tensor, out: Tensor | None, saved: Saved) -> Tensor:
         """The value itself."""
@@ -43,7 +43,7 @@ class Identity(Kernel[nn.Identity]):
 class Linear(Kernel[nn.Linear]):
     """``nn.Linear`` on (batch, features); a stack is one batched matrix product."""
 
-    stacks, reads, products = True, "nothing", True
+    stacks, reads, products, fills_out = True, "nothing", True, True
 
     def accepts(self, module: nn.Linear, shape: tuple[int, ...]) -> bool:
         """Whether values have one axis of features."""
@@ -95,7 +95,7 @@ class Linear(Kernel[nn.Linear]):
 class Tanh(Kernel[nn.Tanh]):
     """``nn.Tanh``."""
 
-    stacks, reads, elementwise = True, "output", True
+    stacks, reads, fills_out, elementwise = True, "output", True, True
 
     def forward(self, module: nn.Tanh, weights: Weights, value: Tensor, out: Tensor | None, saved: Saved) -> Tensor:
         """The hyperbolic tangent of each unit."""
@@ -120,7 +120,7 @@ class Tanh(Kernel[nn.Tanh]):
 class ReLU(Kernel[nn.ReLU]):
     """``nn.ReLU``."""
 
-    stacks, reads, elementwise = True, "output", True
+    stacks, reads, fills_out, elementwise = True, "output", True, True
 
     def forward(self, module: nn.ReLU, weights: Weights, value: Tensor, out: Tensor | None, saved: Saved) -> Tensor:
         """Each unit, or 0 where it is negative."""
@@ -145,7 +145,7 @@ class ReLU(Kernel[nn.ReLU]):
 class GELU(Kernel[nn.GELU]):
     """``nn.GELU``, exact or in its tanh approximation."""
 
-    stacks, reads, elementwise = True, "input", True
+    stacks, reads, fills_out, elementwise = True, "input", True, True
 
     def forward(self, module: nn.GELU, weights: Weights, value: Tensor, out: Tensor | None, saved: Saved) -> Tensor:
         """Each unit times the Gaussian distribution function of it."""

@@ -1,9 +1,13 @@
-"""The operations of a program: each is bound to its places once and then called at every run."""
+"""The operations of a program: each is bound to its places once and then called at every run.
+
+What a program calls thousands of times is made by the functions named -ing, which bind it as directly as they can.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +17,8 @@ from pcsim.engine.kernel import pull_back
 from pcsim.engine.stacks import Part, Place
 from pcsim.graph.energy import Energy, Scale
 from pcsim.graph.node import Node
+
+Operation: TypeAlias = Callable[[], object]
 
 
 def as_function(scale: Scale | Callable[[], Scale]) -> Callable[[], Scale]:
@@ -45,8 +51,21 @@ def zero(place: Place) -> None:
     place.write(torch.zeros_like(place.read())) if place.out is None else place.out.zero_()
 
 
-def add(goal: Part, addend: Place, factor: float) -> None:
-    """Add factor · addend to a part."""
+def fixed(*places: Place) -> list[Tensor] | None:
+    """The tensors of these places, if none has to be gathered or may be another at the next run."""
+    tensors = [place.out for place in places if isinstance(place, Part) and place.out is not None]
+    return tensors if len(tensors) == len(places) else None
+
+
+def adding(goal: Part, addend: Place, factor: float) -> Operation:
+    """Adds factor · addend to a part."""
+    tensors = fixed(goal, addend)
+    if tensors is None:
+        return partial(_add, goal, addend, factor)
+    return partial(tensors[0].add_, tensors[1], alpha=factor)
+
+
+def _add(goal: Part, addend: Place, factor: float) -> None:
     goal.add(addend.read(), factor)
 
 
@@ -60,43 +79,68 @@ def add_up(goal: Place, terms: list[Place]) -> None:
         torch.add(goal.read(), term.read(), out=goal.out)
 
 
-def forward(bound: Bound, value: Place, output: Place) -> None:
-    """Run a kernel forward."""
+def running(bound: Bound, value: Place, output: Place) -> Operation:
+    """Runs a kernel forward."""
+    tensors = fixed(value, output)
+    if tensors is None or not (bound.kernel.fills_out and bound.complete):
+        return partial(_run, bound, value, output)
+    before, after = tensors
+    return partial(bound.kernel.forward, bound.module, bound.weights(), before, after, bound.saved)
+
+
+def _run(bound: Bound, value: Place, output: Place) -> None:
     output.write(bound.kernel.forward(bound.module, bound.weights(), value.read(), output.out, bound.saved))
 
 
-def message(bound: Bound, delta: Place, value: Place, output: Place, goal: Place) -> None:
-    """Run a kernel backward, from delta to the message to its input."""
-    kernel, module, weights, saved = bound
+def sending(bound: Bound, delta: Place, value: Place, output: Place, goal: Place) -> Operation:
+    """Runs a kernel backward, from delta to the message to its input."""
+    tensors = fixed(delta, value, output, goal)
+    if tensors is None or not (bound.kernel.fills_out and bound.complete):
+        return partial(_send, bound, delta, value, output, goal)
+    pushed, before, after, sent = tensors
+    return partial(bound.kernel.message, bound.module, bound.weights(), pushed, before, after, sent, bound.saved)
+
+
+def _send(bound: Bound, delta: Place, value: Place, output: Place, goal: Place) -> None:
+    kernel, module, weights, saved, _ = bound
     goal.write(kernel.message(module, weights(), delta.read(), value.read(), output.read(), goal.out, saved))
 
 
 def rounded_message(bound: Bound, delta: Place, value: Place, output: Place, goal: Place, dtype: torch.dtype) -> None:
     """Run a kernel backward with its products in a lower precision."""
-    kernel, module, weights, saved = bound
+    kernel, module, weights, saved, _ = bound
     lower = [weight.to(dtype) for weight in weights()]
     given, before = delta.read().to(dtype), value.read()
     rounded = kernel.message(module, lower, given, before.to(dtype), output.read(), None, saved)
     goal.write(rounded.to(before.dtype))
 
 
-def add_product(bound: Bound, goal: Tensor, delta: Place, factor: float) -> None:
-    """Add factor · delta · W: a linear message, straight to where it goes."""
-    product = goal.addmm_ if goal.dim() == 2 else goal.baddbmm_
-    product(delta.read(), bound.weights()[0], alpha=factor)
+def adding_product(bound: Bound, goal: Tensor, delta: Place, factor: float) -> Operation:
+    """Adds factor · delta · W: a linear message, straight to where it goes."""
+    product, tensors = goal.addmm_ if goal.dim() == 2 else goal.baddbmm_, fixed(delta)
+    if tensors is None or not bound.complete:
+        return lambda: product(delta.read(), bound.weights()[0], alpha=factor)
+    return partial(product, tensors[0], bound.weights()[0], alpha=factor)
 
 
 def gradients(bound: Bound, delta: Place, value: Place, factor: float, goals: list[Part]) -> None:
     """Run a kernel for the gradients of its weights."""
-    kernel, module, weights, saved = bound
+    kernel, module, weights, saved, _ = bound
     out = [torch.empty_like(goal.read()) if goal.out is None else goal.out for goal in goals]
     kernel.gradients(module, weights(), delta.read(), value.read(), factor, out, saved)
     for goal, gradient in zip(goals, out, strict=True):
         goal.write(gradient)
 
 
-def difference(value: Part, prediction: Part, delta: Part) -> None:
+def subtracting(value: Part, prediction: Part, delta: Part) -> Operation:
     """ε = v − u of Gaussian nodes."""
+    tensors = fixed(value, prediction, delta)
+    if tensors is None:
+        return partial(_subtract, value, prediction, delta)
+    return partial(torch.sub, tensors[0], tensors[1], out=tensors[2])
+
+
+def _subtract(value: Part, prediction: Part, delta: Part) -> None:
     delta.write(torch.sub(value.read(), prediction.read(), out=delta.out))
 
 

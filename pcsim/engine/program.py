@@ -18,12 +18,12 @@ from pcsim.engine import operations as do
 from pcsim.engine.buffers import Arena, Bound, EdgeBuffers, NodeBuffers, like
 from pcsim.engine.engine import Problem, State
 from pcsim.engine.kernels import Conv2d, Linear
+from pcsim.engine.operations import Operation
 from pcsim.engine.plan import Mask, Phase, Plan, Positions
 from pcsim.engine.stacks import Part, Place, Stacks
 from pcsim.graph.energy import Gaussian, Scale
 from pcsim.graph.node import Node
 
-Operation: TypeAlias = Callable[[], object]
 Operations: TypeAlias = list[Operation]
 Activity: TypeAlias = Literal["start", "present", "forward"]
 """Which values edges read: as they start, as they are now, or those of the forward pass."""
@@ -158,7 +158,7 @@ class Program:
         if self.direct_moves:
             for buffers, rows in self._rows(pulling):
                 value, delta = buffers.at("value", rows), buffers.at("delta", rows)
-                operations.append(partial(do.add, value, delta, -self.problem.relaxation.rate))
+                operations.append(do.adding(value, delta, -self.problem.relaxation.rate))
         else:
             for buffers, rows in self._rows(phase.move):
                 operations.append(partial(do.zero, buffers.at("descent", rows)))
@@ -247,7 +247,7 @@ class Program:
                 for link, stage in enumerate(edge.stages):
                     place = edge.place(link + 1, rows)
                     bound = stage.bound(edge.stack.weight_rows[rows])
-                    operations.append(partial(do.forward, bound, value, place))
+                    operations.append(do.running(bound, value, place))
                     value = place
                 if not edge.stages and edge.direct:
                     operations.append(partial(do.take, edge.place(0, rows), value))
@@ -271,7 +271,7 @@ class Program:
         self._combine(operations, buffers, [item for item in feeding if not item[0].direct])
         for link, stage in enumerate(buffers.stages):
             source, place = buffers.place(link, rows), buffers.place(link + 1, rows)
-            operations.append(partial(do.forward, stage.bound(rows), source, place))
+            operations.append(do.running(stage.bound(rows), source, place))
 
     @staticmethod
     def _combine(
@@ -286,7 +286,7 @@ class Program:
             return
         operations.append(partial(do.zero, buffers.place(0, rows)))
         for edge, some, place in feeding:
-            operations.append(partial(do.add, buffers.inlet_at(edge.stack.target_rows[some]), place, 1.0))
+            operations.append(do.adding(buffers.inlet_at(edge.stack.target_rows[some]), place, 1.0))
 
     def _transfer_by_autograd(self, buffers: NodeBuffers, contributions: dict[int, Place]) -> None:
         node = buffers.node
@@ -305,7 +305,7 @@ class Program:
             value, prediction = buffers.at("value", rows), buffers.at("prediction", rows)
             delta = buffers.at("delta", rows)
             if type(buffers.node.energy_function) is Gaussian and (default or not learning):
-                operations.append(partial(do.difference, value, prediction, delta))
+                operations.append(do.subtracting(value, prediction, delta))
                 if callable(scale) or isinstance(scale, Tensor) or scale != 1.0:
                     operations.append(partial(do.multiply, delta, do.as_function(scale)))
             else:
@@ -331,7 +331,7 @@ class Program:
         """A node's pull on itself, added to the descent."""
         descent = buffers.at("descent", rows)
         if type(buffers.node.energy_function) is Gaussian:
-            return partial(do.add, descent, buffers.at("delta", rows), -1.0)
+            return do.adding(descent, buffers.at("delta", rows), -1.0)
         return partial(
             do.pull_by_energy, buffers, rows.tolist(), do.as_function(self._scale(buffers, rows, phase, learning=False))
         )
@@ -347,7 +347,7 @@ class Program:
                 stage = buffers.stages[link]
                 place = delta if stage.kernel.elementwise else buffers.pulled_at(link)
                 value, output, bound = buffers.place(link, rows), buffers.place(link + 1, rows), stage.bound(rows)
-                operations.append(partial(do.message, bound, delta, value, output, place))
+                operations.append(do.sending(bound, delta, value, output, place))
                 delta = place
 
     def _pass_on(self, operations: Operations, phase: Phase) -> None:
@@ -371,22 +371,22 @@ class Program:
         goal = edge.source.at(name, edge.stack.source_rows[rows])
         delta = self._delta_at(operations, edge, rows, 0)
         if not edge.stages:
-            operations.append(partial(do.add, goal, delta, factor))
+            operations.append(do.adding(goal, delta, factor))
             return
         stage = edge.stages[0]
         bound = stage.bound(edge.stack.weight_rows[rows])
         if isinstance(stage.kernel, Linear) and goal.out is not None and self._message_dtype is None:
-            operations.append(partial(do.add_product, bound, goal.out, delta, factor))
+            operations.append(do.adding_product(bound, goal.out, delta, factor))
             return
         value, output = self._activity(edge, rows, "present"), edge.place(1, rows)
         scratch = edge.message_place(0, rows)
         operations.append(self._message(bound, delta, value, output, scratch))
-        operations.append(partial(do.add, goal, scratch, factor))
+        operations.append(do.adding(goal, scratch, factor))
 
     def _message(self, bound: Bound, delta: Place, value: Place, output: Place, goal: Place) -> Operation:
         if bound.kernel.products and self._message_dtype is not None:
             return partial(do.rounded_message, bound, delta, value, output, goal, self._message_dtype)
-        return partial(do.message, bound, delta, value, output, goal)
+        return do.sending(bound, delta, value, output, goal)
 
     def _delta_at(self, operations: Operations, edge: EdgeBuffers, rows: Positions, link: int) -> Place:
         """The target's error pulled back to place ``link + 1`` of an edge's chain."""

@@ -6,9 +6,10 @@ must stay put: batch statistics are frozen (arXiv 2506.23800, Eq. 6), and random
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,13 +66,16 @@ class Snapshot:
         """All parameters, each once."""
         self.normalising = [child for child in children if child._buffers.get("running_mean") is not None]
         """Modules with running statistics."""
-        held = [owner for child in children for owner in (child._parameters, child._modules)]
-        self._held: list[tuple[Mapping[str, object], list[int]]] = [(o, [*map(id, o.values())]) for o in held if o]
-        self._kept_alive = [list(owner.values()) for owner, _ in self._held]
+        self._owners: list[dict[str, Any]] = [o for c in children for o in (c._parameters, c._modules)]
+        self._held = self._members()
+        self._identities = [*map(id, self._held)]
+
+    def _members(self) -> list[object]:
+        return [*chain.from_iterable(map(dict.values, self._owners))]
 
     def holds(self) -> bool:
         """Whether the module still consists of the same modules and parameters."""
-        return all([*map(id, owner.values())] == members for owner, members in self._held)
+        return [*map(id, self._members())] == self._identities
 
 
 @contextmanager
