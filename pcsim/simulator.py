@@ -241,7 +241,8 @@ class Simulator:
         named = self._by_name(clamps)
         values = (given[0] if isinstance(given, tuple) else given for given in named.values())
         some = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
-        options = self.network.tensor_options(otherwise=some)
+        snapshot = self.network.snapshot()
+        options = snapshot.tensor_options or self.network.tensor_options(otherwise=some)
         fits = {name: self._clamp(name, given, *options) for name, given in named.items()}
         if not fits:
             raise ClampError("nothing is clamped, so the batch size is unknown; clamp at least one node")
@@ -260,7 +261,7 @@ class Simulator:
         elif self.rule.backprop:
             relaxation = attrs.evolve(relaxation, steps=0)
         seed = int(torch.randint(2**31, ()).item()) if clamping.stochastic and not predicting else 0
-        problem = Problem(clamping, fits, relaxation, self.rule, batch, *options, self.network.snapshot(), seed, record)
+        problem = Problem(clamping, fits, relaxation, self.rule, batch, *options, snapshot, seed, record)
         if (clamping, relaxation) not in self._checked and not self.rule.backprop and not predicting:
             relaxation.precision.check(problem.arrivals, relaxation.steps)
             check_delay(self.network, relaxation)

@@ -70,6 +70,11 @@ class Snapshot:
         self._held = self._members()
         self._identities = [*map(id, self._held)]
 
+    @property
+    def tensor_options(self) -> tuple[torch.dtype, torch.device] | None:
+        """Dtype and device of the first floating parameter; None if there is none."""
+        return next(((p.dtype, p.device) for p in self.parameters if p.is_floating_point()), None)
+
     def _members(self) -> list[object]:
         return [*chain.from_iterable(map(dict.values, self._owners))]
 

@@ -59,9 +59,7 @@ class Network(nn.Module):
 
     def tensor_options(self, *, otherwise: Tensor | None = None) -> tuple[torch.dtype, torch.device]:
         """Dtype and device of what can be clamped: of the parameters, else the buffers, else ``otherwise``."""
-        parameters = self.snapshot().parameters  # known already, where walking a large network takes milliseconds
-        first = next((parameter for parameter in parameters if parameter.is_floating_point()), None)
-        return tensor_options(self, otherwise=otherwise) if first is None else (first.dtype, first.device)
+        return self.snapshot().tensor_options or tensor_options(self, otherwise=otherwise)
 
     # Building
 
