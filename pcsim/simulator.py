@@ -150,7 +150,8 @@ class Simulator:
             for parameter in parameters:
                 parameter.grad = None
         for parameter, gradient in gradients.items():
-            parameter.grad = gradient
+            if parameter.grad is not gradient:  # looking costs less than setting, which checks what it is given
+                parameter.grad = gradient
         for parameter, held in zip(parameters, before, strict=False):
             if held is not None:
                 parameter.grad = held if parameter.grad is None else held.add_(parameter.grad)

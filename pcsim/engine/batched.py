@@ -107,6 +107,8 @@ class BatchedEngine(Engine):
                     learn(program.taught[position])
                 if problem.relaxation.tolerance is not None and problem.settled(program.largest, steps - 1):
                     break
+            for operation in program.end:
+                operation()
             if not program.finite():
                 raise self._divergence(program, previous, steps)
             state = program.state(steps)

@@ -79,6 +79,14 @@ def add_up(goal: Place, terms: list[Place]) -> None:
         torch.add(goal.read(), term.read(), out=goal.out)
 
 
+def approach(goal: Part, other: Part, share: float) -> None:
+    """Take a part so much of the way to another, 0 to 1."""
+    if goal.out is None:
+        goal.write(torch.lerp(goal.read(), other.read(), share))
+    else:
+        goal.out.lerp_(other.read(), share)
+
+
 def running(bound: Bound, value: Place, output: Place) -> Operation:
     """Runs a kernel forward."""
     tensors = fixed(value, output)

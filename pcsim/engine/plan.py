@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import cached_property
 from typing import TypeAlias
 
 import attrs
@@ -302,34 +303,48 @@ class Plan:
         nowhere = np.zeros_like(push)
         return Phase(refresh, predict, push, upstream, message, push | upstream, nowhere, np.ones(len(push)) * push)
 
-    def lasting_errors(self) -> npt.NDArray[np.float64]:
-        """By what the error that a node pushed is to be multiplied to give the one it learns from; NaN if unknown.
+    @cached_property
+    def single_pushes(self) -> tuple[Mask, npt.NDArray[np.float64]]:
+        """Nodes that push once, at their forward prediction, and receive nothing from then on; and π w at that push.
 
-        With the forward rule and plain gradient descent, a node that pushes once, at its forward prediction, and
-        receives nothing from then on, moves by nothing but that push: its last error is (1 − rate · π w) of it, or all
-        of it at a clamped target. So what the push has pulled back through the node's transfer serves again.
+        With plain gradient descent such a node moves by what it has received, and then by its own push.
         """
-        wiring, relaxation, rule = self.wiring, self.problem.relaxation, self.problem.rule
-        factors = np.full(len(wiring.nodes), np.nan)
-        usual = rule.at_forward and type(rule).delta is LearningRule.delta and not relaxation.momentum
-        if not usual or not self.leave_out or self.problem.record or relaxation.tolerance is not None:
-            return factors
-        pushes, pushed = np.zeros(len(wiring.nodes), np.intp), np.zeros(len(wiring.nodes), np.intp)
-        received, scale = np.full(len(wiring.nodes), -1), np.zeros(len(wiring.nodes))
+        wiring, relaxation, count = self.wiring, self.problem.relaxation, len(self.wiring.nodes)
+        weights, scale = np.array([node.weight for node in wiring.nodes]), np.zeros(count)
+        if relaxation.momentum or relaxation.tolerance is not None or self.problem.record or not self.leave_out:
+            return np.zeros(count, bool), scale
+        pushes, pushed, received = np.zeros(count, np.intp), np.zeros(count, np.intp), np.full(count, -1)
         for step, position in enumerate(self.sequence):
             phase = self.phases[position]
             pushes[phase.push] += 1
             pushed[phase.push] = step
             scale[phase.push] = phase.schedule[phase.push]
             received[wiring.source[phase.message]] = step
+        once = (pushes == 1) & (received < pushed) & ~self.ever_predicted & wiring.simple
+        own = [float(n.given_precision) if single else 0.0 for n, single in zip(wiring.nodes, once, strict=True)]
+        return once, scale * weights * own
+
+    def pulling_last(self) -> Mask:
+        """Free nodes whose own push may move them after the last step, all together: nothing reads them sooner."""
+        once, _ = self.single_pushes
+        return once & self.wiring.free & ~self.wiring.any_of(self._ever_refreshed, self.wiring.source)
+
+    def lasting_errors(self) -> npt.NDArray[np.float64]:
+        """By what the error that a node pushed is to be multiplied to give the one it learns from; NaN if unknown.
+
+        With the forward rule, a node that pushes once learns from (1 − rate · π w) of that error, or from all of it at
+        a clamped target. So what the push has pulled back through the node's transfer serves again.
+        """
+        wiring, rule = self.wiring, self.problem.rule
+        factors = np.full(len(wiring.nodes), np.nan)
+        if not rule.at_forward or type(rule).delta is not LearningRule.delta:
+            return factors
+        once, push = self.single_pushes
         # Deterministic nodes gather several errors, each with a factor of its own.
-        mixing = wiring.any_of(wiring.between, wiring.target)
-        simple = (pushes == 1) & (received < pushed) & ~self.ever_predicted & wiring.simple & ~mixing
-        for position in np.flatnonzero(simple).tolist():
-            weight = wiring.nodes[position].weight
-            push = scale[position] * weight * float(wiring.nodes[position].given_precision)
-            rest = 1 - relaxation.rate * push if wiring.free[position] else 1.0
-            factors[position] = weight * rest / push
+        known = once & ~wiring.any_of(wiring.between, wiring.target)
+        weights = np.array([node.weight for node in wiring.nodes])[known]
+        rest = np.where(wiring.free[known], 1 - self.problem.relaxation.rate * push[known], 1.0)
+        factors[known] = weights * rest / push[known]
         return factors
 
     def left_out(self) -> float:

@@ -52,9 +52,11 @@ class Program:
         for edge in self.edges:
             self._gradients.update({p: g for p, g in edge.gradients.items() if self._users[p] == 1})
         self.direct_moves = self._may_move_directly()
+        self._pulling_last = plan.pulling_last() & self.direct_moves
         self.largest = 0.0
         self.start = self._compile_start()
         self.steps = [self._compile_step(phase) for phase in plan.phases]
+        self.end = self._compile_end()
         self.taught = [self._taught(phase) for phase in plan.phases] if plan.teaching else []
         """Places of the gradients that each phase computes, by parameter."""
         self._views = self._state_views()
@@ -154,7 +156,7 @@ class Program:
         self._predict(predictions, phase.refresh, phase.predict, "present")
         operations: Operations = []
         self._push(operations, phase, learning=False)
-        pulling = phase.push & self._wiring.free
+        pulling = phase.push & self._wiring.free & ~self._pulling_last
         if self.direct_moves:
             for buffers, rows in self._rows(pulling):
                 value, delta = buffers.at("value", rows), buffers.at("delta", rows)
@@ -176,6 +178,17 @@ class Program:
             if buffers.partial and self.direct_moves:
                 operations.append(buffers.clamp)
         return predictions, operations
+
+    def _compile_end(self) -> Operations:
+        """What every run ends with, after its last step."""
+        operations: Operations = []
+        rate, (_, push) = self.problem.relaxation.rate, self.plan.single_pushes
+        for buffers, rows in self._rows(self._pulling_last):
+            own = push[buffers.stack.positions[rows]]
+            for scale in np.unique(own):
+                value, prediction = (buffers.at(name, rows[own == scale]) for name in ("value", "prediction"))
+                operations.append(partial(do.approach, value, prediction, rate * float(scale)))
+        return operations
 
     def closing(self, steps: int) -> Operations:
         """Operations that bring every prediction up to date with the last step."""

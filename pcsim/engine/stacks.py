@@ -220,7 +220,7 @@ class StackedWeights:
 
     def intact(self) -> bool:
         """Whether every parameter is still a view of the stack."""
-        return [parameter.data_ptr() for parameter in self._flat] == self._addresses
+        return [*map(Tensor.data_ptr, self._flat)] == self._addresses
 
 
 class WeightRegistry:
