@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from functools import partial
 from itertools import pairwise
@@ -138,6 +139,20 @@ class TestWeightsAreViews:
         for got, expected in zip(*results, strict=True):
             torch.testing.assert_close(got, expected)
 
+    @pytest.mark.parametrize("change", ["data", "there and back"])
+    def test_what_moves_a_parameter_of_an_edge_on_its_own_is_noticed(self, change: str) -> None:
+        net, clamps = chain()
+        sim, edge = pcsim.Simulator(net), net.edges["input->hidden1"]
+        for _ in range(4):  # the programs that take turns are both made, and made stale
+            sim.infer(clamps)
+            if change == "data":
+                edge.module.weight.data = torch.randn(5, 3)
+            else:
+                net.double().float()
+                edge.module.weight.data.mul_(2.0)
+        sim.infer(clamps)
+        torch.testing.assert_close(net["hidden1"].forward_value, torch.tanh(edge.module(clamps["input"])))
+
     def test_two_simulators_on_one_network(self) -> None:
         net, clamps = chain()
         first, second = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1)), pcsim.Simulator(net, pcsim.Relaxation(5, 0.3))
@@ -242,6 +257,47 @@ class TestPlan:
         assert "step 1:" in text
         assert "move     hidden1, hidden2" in text
         assert "left out: " in text
+
+    def test_a_node_that_pushes_once_is_pulled_last_and_learns_from_that_push(self) -> None:
+        depth, rate = 5, 0.3
+        net, clamps = chain(depth)
+        relaxation = pcsim.Relaxation(depth, rate, precision=pcsim.Spiking(alpha=0.0))
+        sim = pcsim.Simulator(net, relaxation, pcsim.ForwardUpdate())
+        sim.infer(clamps)
+        hidden = [f"hidden{k}" for k in range(1, depth)]
+        names = [node.name for node in sim.plan.wiring.nodes]
+        assert [name for name, last in zip(names, sim.plan.pulling_last(), strict=True) if last] == hidden
+        factors = dict(zip(names, sim.plan.lasting_errors().tolist(), strict=True))
+        assert [factors[name] for name in hidden] == pytest.approx([1 - rate] * (depth - 1))
+        assert factors["output"] == 1.0
+        assert math.isnan(factors["input"])
+
+    @pytest.mark.parametrize(
+        "relaxation",
+        [
+            pcsim.Relaxation(9, 0.3),
+            pcsim.Relaxation(9, 0.3, precision=pcsim.Spiking(alpha=0.01)),
+            pcsim.Relaxation(9, 0.3, precision=pcsim.Spiking(alpha=0.0), momentum=0.5),
+            pcsim.Relaxation(9, 0.3, precision=pcsim.Spiking(alpha=0.0), tolerance=1e-6),
+        ],
+        ids=str,
+    )
+    def test_what_pushes_again_or_moves_on_does_not(self, relaxation: pcsim.Relaxation) -> None:
+        net, clamps = chain(5)
+        sim = pcsim.Simulator(net, relaxation, pcsim.ForwardUpdate())
+        sim.infer(clamps)
+        assert not sim.plan.pulling_last().any()
+        assert all(map(math.isnan, sim.plan.lasting_errors()[:-1]))
+
+    def test_two_targets_push_a_node_twice(self) -> None:
+        net = pcsim.Network()
+        x, h, near, far = (net.add_node(name, (2,)) for name in ("x", "h", "near", "far"))
+        middle = net.add_node("middle", (2,))
+        for source, target in ((x, h), (h, near), (h, middle), (middle, far)):
+            net.add_edge(source, target, nn.Linear(2, 2))
+        relaxation = pcsim.Relaxation(6, 0.3, precision=pcsim.Spiking(alpha=0.0))
+        clamps = {name: torch.randn(3, 2).double() for name in ("x", "near", "far")}
+        verify.check_engines_agree(verify.Case(net.double(), clamps, relaxation, pcsim.ForwardUpdate()))
 
     def test_early_stop_learns_from_the_step_it_reached(self) -> None:
         net, clamps = chain()

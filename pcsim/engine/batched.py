@@ -8,6 +8,7 @@ from operator import attrgetter
 
 import attrs
 import torch
+from torch import Tensor
 
 from pcsim.engine.buffers import Arena
 from pcsim.engine.engine import Engine, Gradients, Problem, State, divergence
@@ -26,10 +27,15 @@ KEPT_PROGRAMS = 4
 class _Turns:
     """Two programs of one plan that take turns, so that a run never touches the state that is kept from another."""
 
-    def __init__(self, plan: Plan, make: Callable[[], Program]) -> None:
+    def __init__(self, problem: Problem, plan: Plan, make: Callable[[], Program]) -> None:
         self.plan = plan
+        self._snapshot, self._addresses = problem.snapshot, _addresses(problem)
         self._make = make
         self._programs = [self._make()]
+
+    def fits(self, problem: Problem) -> bool:
+        """Whether the parameters are still those of the programs, and where they were (not so after ``net.to``)."""
+        return problem.snapshot is self._snapshot and _addresses(problem) == self._addresses
 
     def next(self, kept: State | None) -> Program:
         """A program that does not hold the kept state; the second is made when it is needed."""
@@ -149,15 +155,14 @@ class BatchedEngine(Engine):
             raise SettingError(
                 f"message_dtype {self._message_dtype} on a CPU: some abort on half-precision products; use None there"
             )
-        if not WeightRegistry.of(self.network).intact():
-            self._programs.clear()
         sizes = (problem.batch, problem.dtype, problem.device)
         key = (problem.clamping, problem.relaxation, problem.rule, *sizes, problem.record, teaching)
         turns = self._programs.pop(key, None)
-        if turns is None or turns.plan.wiring.snapshot is not problem.snapshot:
+        if turns is None or not turns.fits(problem):
+            WeightRegistry.of(self.network).forget_replaced()
             plan = Plan(problem, teaching=teaching, leave_out=self._leave_out)
             stacks, arena = Stacks.of(plan, stacking=self._stacking), Arena(problem.dtype, problem.device)
-            turns = _Turns(plan, partial(Program, plan, stacks, arena, message_dtype=self._message_dtype))
+            turns = _Turns(problem, plan, partial(Program, plan, stacks, arena, message_dtype=self._message_dtype))
         self._programs[key] = turns
         for forgotten in list(self._programs)[:-KEPT_PROGRAMS]:
             del self._programs[forgotten]
@@ -172,6 +177,10 @@ class BatchedEngine(Engine):
             except DivergenceError as error:
                 return error
         return divergence(problem, program.lost(), steps - 1 if steps else None)
+
+
+def _addresses(problem: Problem) -> list[int]:
+    return [*map(Tensor.data_ptr, problem.snapshot.parameters)]
 
 
 _version = attrgetter("_version")

@@ -55,6 +55,10 @@ class Wiring:
         given = self._mask(clamping.full, place) | self._mask(clamping.partial, place)
         self.started = self.energetic & (given | self._mask(clamping.cyclic, place) | restless)
         self.generations = self._generations([place[name] for name in clamping.deterministic_order])
+        self.generation = np.full(len(self.nodes), len(self.generations), np.intp)
+        """Place in ``generations`` of each deterministic node; all others come after the last."""
+        for number, (members, _) in enumerate(self.generations):
+            self.generation[members] = number
         self.between = self.deterministic[self.source]
         """Edges out of deterministic nodes."""
         self.wanting = self.free.copy()

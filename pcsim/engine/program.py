@@ -252,10 +252,9 @@ class Program:
     def _predict(self, operations: Operations, refresh: Mask, predict: Mask, activity: Activity) -> None:
         """Evaluate edges again, then the predictions that follow, deterministic nodes first."""
         wiring = self._wiring
-        layers = [(into, _mask(members, len(predict))) for members, into in wiring.generations]
-        layers.append((~wiring.deterministic[wiring.target], ~wiring.deterministic))
-        for into, members in layers:
-            for edge, rows in self._edge_rows(refresh & into):
+        for generation in np.unique(wiring.generation[predict | wiring.any_of(refresh, wiring.target)]):
+            members = wiring.generation == generation
+            for edge, rows in self._edge_rows(refresh & members[wiring.target]):
                 value: Place = self._activity(edge, rows, activity)
                 for link, stage in enumerate(edge.stages):
                     place = edge.place(link + 1, rows)

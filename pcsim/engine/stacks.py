@@ -237,12 +237,10 @@ class WeightRegistry:
         """The registry of a network."""
         return cls._of.setdefault(network, cls())
 
-    def intact(self) -> bool:
-        """Whether all parameters are still views; if not (after ``net.to(...)``), forget all, to be stacked anew."""
-        if all(stack.intact() for stack in self._stacks):
-            return True
-        self.by_edge, self._stacks = {}, []
-        return False
+    def forget_replaced(self) -> None:
+        """Forget all stacks if a parameter is no longer a view (after ``net.to(...)``), to be stacked anew."""
+        if not all(stack.intact() for stack in self._stacks):
+            self.by_edge, self._stacks = {}, []
 
     def keep(self, parameters: Mapping[str, list[nn.Parameter]]) -> None:
         """Forget the edges whose parameters, given by edge name, are no longer those that were stacked."""
