@@ -1,9 +1,10 @@
 """pcsim: predictive coding networks as graphs of nodes and edges, simulated and trained by local rules."""
 
-from pcsim import data, errors, plots, topologies
-from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
+from pcsim import data, diagnosis, errors, plots, topologies
+from pcsim.callbacks import BatchRecord, Callback, Checkpoint, EarlyStopping, EpochRecord, History
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import Backprop, ForwardUpdate, IncrementalUpdate, LearningRule, SettledUpdate
+from pcsim.dynamics.nudging import Nudging
 from pcsim.dynamics.precision import Constant, Decaying, PrecisionSchedule, Spiking
 from pcsim.engine.batched import BatchedEngine
 from pcsim.engine.engine import Engine
@@ -18,7 +19,7 @@ from pcsim.graph.node import Concatenate, Node, Product, Sum
 from pcsim.graph.rewrite import balance_paths, is_auxiliary
 from pcsim.metrics import Accuracy, ErrorByLevel, Metric, RelaxedEnergy
 from pcsim.simulator import Simulator, Trace
-from pcsim.training import Trainer
+from pcsim.training import Trainer, warmup_cosine
 from pcsim.version import __version__
 
 __all__ = [
@@ -27,10 +28,12 @@ __all__ = [
     "BatchRecord",
     "BatchedEngine",
     "Callback",
+    "Checkpoint",
     "Concatenate",
     "Constant",
     "CrossEntropy",
     "Decaying",
+    "EarlyStopping",
     "Edge",
     "Energy",
     "Engine",
@@ -46,6 +49,7 @@ __all__ = [
     "Metric",
     "Network",
     "Node",
+    "Nudging",
     "PCError",
     "PCWarning",
     "PrecisionSchedule",
@@ -63,9 +67,11 @@ __all__ = [
     "__version__",
     "balance_paths",
     "data",
+    "diagnosis",
     "errors",
     "is_auxiliary",
     "plots",
     "register_kernel",
     "topologies",
+    "warmup_cosine",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 from torch import Tensor
@@ -83,3 +84,105 @@ class Callback:
 
     def on_fit_end(self, trainer: Trainer, history: History) -> None:
         """At the end: after the last epoch, a stop, or an exception."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to keep of this callback: tensors and plain values; nothing by default."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+
+
+class EarlyStopping(Callback):
+    """Remembers the best epoch by a metric of validation, stops when none has been better for a while, and goes back.
+
+    Args:
+        metric: of validation, such as "accuracy".
+        patience: epochs without a better one before training stops, at least 1; None never stops.
+        mode: whether the largest ("max") or the smallest ("min") is best.
+        restore: put the best epoch's parameters and buffers back when training ends.
+
+    Raises:
+        SettingError: a value outside its range; in training, the metric is not measured in validation.
+    """
+
+    def __init__(
+        self,
+        metric: str = "accuracy",
+        *,
+        patience: int | None = None,
+        mode: Literal["max", "min"] = "max",
+        restore: bool = True,
+    ) -> None:
+        if patience is not None and patience < 1:
+            raise SettingError(f"EarlyStopping.patience: given {patience}, expected at least 1, or None")
+        if mode not in ("max", "min"):
+            raise SettingError(f"EarlyStopping.mode: given {mode!r}, expected 'max' or 'min'")
+        self.metric, self.patience, self.mode, self.restore = metric, patience, mode, restore
+        self.best_epoch: int | None = None
+        self.best: float | None = None
+        self._weights: dict[str, Tensor] = {}
+        self._epochs = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out."""
+        waited = self._epochs - (self.best_epoch or 0)
+        return self.patience is not None and waited >= self.patience
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Stop at once where patience had run out before."""
+        if self.exhausted:
+            trainer.stop()
+
+    def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
+        """Compare with the best so far."""
+        if self.metric not in record.validation:
+            known = ", ".join(map(repr, record.validation)) or "nothing"
+            raise SettingError(
+                f"EarlyStopping.metric: {self.metric!r} given, but validation measured {known}; give fit(validation=) "
+                "data, or choose one of those"
+            )
+        number, self._epochs = record.validation[self.metric], record.epoch
+        if self.best is None or (number > self.best if self.mode == "max" else number < self.best):
+            self.best, self.best_epoch = number, record.epoch
+            state = trainer.simulator.network.state_dict()
+            self._weights = {name: tensor.detach().clone() for name, tensor in state.items()}
+        if self.exhausted:
+            trainer.stop()
+
+    def on_fit_end(self, trainer: Trainer, history: History) -> None:
+        """Put the best epoch's weights back."""
+        if self.restore and self._weights:
+            trainer.simulator.network.load_state_dict(self._weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best epoch, its weights, and how many epochs there have been."""
+        return {"best": self.best, "epoch": self.best_epoch, "epochs": self._epochs, "weights": self._weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self.best, self.best_epoch, self._epochs = state["best"], state["epoch"], state["epochs"]
+        self._weights = dict(state["weights"])
+
+
+class Checkpoint(Callback):
+    """Writes a checkpoint after every so many epochs; it belongs at the end of the callbacks, to keep what they keep.
+
+    Args:
+        path: of the file, which each checkpoint replaces.
+        every: epochs from one to the next, at least 1.
+
+    Raises:
+        SettingError: ``every`` is less than 1.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, every: int = 1) -> None:
+        if every < 1:
+            raise SettingError(f"Checkpoint.every: given {every}, expected at least 1")
+        self.path, self.every = path, every
+
+    def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
+        """Write it, if it is time."""
+        if record.epoch % self.every == 0:
+            trainer.save_checkpoint(self.path)

@@ -34,6 +34,10 @@ class DataError(PCError):
     """A data set is missing, damaged or not what it claims to be."""
 
 
+class FileError(PCError):
+    """A file of pcsim's cannot be written, is damaged, or holds something else."""
+
+
 class PCWarning(UserWarning):
     """Base of every warning that pcsim gives."""
 

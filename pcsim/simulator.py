@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from pcsim.dynamics.inference import Relaxation, check_delay
 from pcsim.dynamics.learning import LearningRule, SettledUpdate
+from pcsim.dynamics.nudging import Nudging
 from pcsim.dynamics.precision import Constant
 from pcsim.engine.batched import BatchedEngine
 from pcsim.engine.engine import Clamp, Engine, Gradients, Problem, State
@@ -41,6 +42,7 @@ class Trace:
         levels: level by node name, of the nodes that reach a target.
         energies: E_n before precision, in the state before each step and after the last,
             (steps + 1, nodes, batch); None unless recorded.
+        error_norms: ‖ε_n‖ of the same states, (steps + 1, nodes, batch); None unless recorded.
         free_energies: F_t, summed over nodes and batch, of the same states with the precision of the step that
             follows (the last row: of the last step), (steps + 1,); None unless recorded.
     """
@@ -49,6 +51,7 @@ class Trace:
     nodes: tuple[str, ...]
     levels: Mapping[str, int]
     energies: Tensor | None = None
+    error_norms: Tensor | None = None
     free_energies: Tensor | None = None
 
     def energy(self, node: Node | str) -> Tensor:
@@ -68,11 +71,12 @@ class Simulator:
         network: the graph to simulate.
         relaxation: how the free nodes move.
         rule: how the weights learn.
+        nudging: clamp targets only a little of the way to what is given; None clamps them there.
         engine: "batched" (planned and stacked), "reference" (slow and obviously right), or what makes an
             :class:`Engine` for a network.
 
     Raises:
-        SettingError: the engine is unknown.
+        SettingError: the engine is unknown, or the rule cannot be combined with centred nudging.
     """
 
     def __init__(
@@ -81,11 +85,18 @@ class Simulator:
         relaxation: Relaxation | None = None,
         rule: LearningRule | None = None,
         *,
+        nudging: Nudging | None = None,
         engine: str | Callable[[Network], Engine] = "batched",
     ) -> None:
         self.network = network
         self.relaxation = Relaxation() if relaxation is None else relaxation
         self.rule = SettledUpdate() if rule is None else rule
+        self.nudging = nudging
+        if nudging is not None and nudging.centred and self.rule.every_step:
+            raise SettingError(
+                f"Simulator.nudging: {nudging} given, but {type(self.rule).__name__} learns during the relaxation, so "
+                "that there are no two to be averaged; nudge to one side, or use another rule"
+            )
         if isinstance(engine, str) and engine not in ENGINES:
             raise SettingError(f"engine {engine!r} is unknown; choose one of {', '.join(map(repr, ENGINES))}")
         self.engine = (ENGINES[engine] if isinstance(engine, str) else engine)(network)
@@ -130,6 +141,17 @@ class Simulator:
         Raises:
             StateError: as :meth:`learn`.
         """
+        self._fill_gradients(self._require_learnable(), accumulate)
+
+    def gradients(self) -> Gradients:
+        """The same gradients by parameter; ``.grad`` and running statistics stay, and the next run overwrites them.
+
+        Raises:
+            StateError: as :meth:`learn`.
+        """
+        return self._gradients(self._require_learnable())
+
+    def _require_learnable(self) -> State:
         state = self._require("learning")
         if self.rule.every_step:
             raise StateError(
@@ -139,13 +161,13 @@ class Simulator:
         self._require_target(state.problem)
         if self.network.snapshot() is not state.problem.snapshot:
             raise StateError("a module or parameter was replaced after the network was relaxed; infer again")
-        self._fill_gradients(state, accumulate)
+        return state
 
     def _fill_gradients(self, state: State, accumulate: bool = False) -> None:
         parameters = state.problem.snapshot.parameters
         # Copied first: what .grad holds may be the very tensors that the engine is about to write.
         before = [None if p.grad is None else p.grad.clone() for p in parameters] if accumulate else []
-        gradients = self.engine.gradients(state)
+        gradients = self._gradients(state)
         if len(gradients) < len(parameters):
             for parameter in parameters:
                 parameter.grad = None
@@ -156,6 +178,19 @@ class Simulator:
             if held is not None:
                 parameter.grad = held if parameter.grad is None else held.add_(parameter.grad)
         self._count(state)
+
+    def _gradients(self, state: State) -> Gradients:
+        """Gradients of the learning rule; with nudging, of the sign or the average that it asks for."""
+        gradients, nudging = self.engine.gradients(state), self.nudging
+        if nudging is None or (nudging.beta > 0 and not nudging.centred):
+            return gradients
+        if not nudging.centred:
+            return {parameter: gradient.neg() for parameter, gradient in gradients.items()}
+        first = {parameter: 0.5 * gradient for parameter, gradient in gradients.items()}
+        other = self.engine.relax(attrs.evolve(state.problem, nudge=-nudging.beta, record=False), state)
+        for parameter, gradient in self.engine.gradients(other).items():
+            first[parameter] = first.get(parameter, 0.0) - 0.5 * gradient
+        return first
 
     def update(self, clamps: Clamps, optimizer: Optimizer, *, record: bool = False) -> Trace:
         """Infer and learn on one batch; with the incremental rule, one optimizer step after every inference step.
@@ -178,8 +213,10 @@ class Simulator:
             return trace
 
         def learn(gradients: Gradients) -> None:
+            sign = 1 if self.nudging is None else self.nudging.sign
             for parameter in problem.snapshot.parameters:
-                parameter.grad = gradients.get(parameter)
+                gradient = gradients.get(parameter)
+                parameter.grad = gradient if gradient is None or sign == 1 else gradient.neg()
             optimizer.step()
 
         weights = [parameter.detach().clone() for parameter in self.network.parameters()]
@@ -261,11 +298,15 @@ class Simulator:
             relaxation = attrs.evolve(relaxation, precision=Constant())
         elif self.rule.backprop:
             relaxation = attrs.evolve(relaxation, steps=0)
+        nudge = 1.0 if self.nudging is None or predicting else self.nudging.beta
         seed = int(torch.randint(2**31, ()).item()) if clamping.stochastic and not predicting else 0
-        problem = Problem(clamping, fits, relaxation, self.rule, batch, *options, snapshot, seed, record)
-        if (clamping, relaxation) not in self._checked and not self.rule.backprop and not predicting:
-            relaxation.precision.check(problem.arrivals, relaxation.steps)
-            check_delay(self.network, relaxation)
+        problem = Problem(clamping, fits, relaxation, self.rule, batch, *options, snapshot, seed, record, nudge)
+        if (clamping, relaxation) not in self._checked and not predicting:
+            if self.nudging is not None:
+                self.nudging.check(clamping)
+            if not self.rule.backprop:
+                relaxation.precision.check(problem.arrivals, relaxation.steps)
+                check_delay(self.network, relaxation)
             self._checked.add((clamping, relaxation))
         return problem
 
@@ -343,7 +384,8 @@ class Simulator:
         self._state = self.engine.kept = state
         self.network.reader = Reading(state)
         names = state.problem.clamping.energetic
-        return Trace(state.steps, names, state.problem.clamping.levels, state.energies, state.free_energies)
+        recorded = (state.energies, state.error_norms, state.free_energies)
+        return Trace(state.steps, names, state.problem.clamping.levels, *recorded)
 
     def _require(self, purpose: str) -> State:
         if self._state is None:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import length_hint
 from typing import Any, Literal
 
+import attrs
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
+from pcsim import io
 from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
-from pcsim.errors import DivergenceError, SettingError
+from pcsim.errors import DivergenceError, FileError, SettingError
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.metrics import Accuracy, Metric, Outcome, RelaxedEnergy, RunningMeans, measure_all
 from pcsim.simulator import Clamps, Given, Simulator, Trace
 
 SECONDS_BETWEEN_DISPLAYS = 0.2
+EPOCHS_APART = 1_000_003
+"""Seeds of the epochs of two runs with neighbouring seeds are so far apart."""
+CHECKPOINT = "training"
 
 
 class Trainer:
@@ -30,8 +37,9 @@ class Trainer:
 
     Batches are (input, target) pairs of tensors; targets that are class numbers, (batch,), become one-hot. Modules
     train in the mode (training or evaluation) that they are in. With a seed, two runs from equal weights are equal bit
-    for bit, as far as the device's kernels are: it seeds torch's generator and those of the loaders at the start of
-    every ``fit``, and does not put back what they held.
+    for bit, as far as the device's kernels are, and so is one that goes on from a checkpoint: at the start of every
+    epoch, torch's generator and those of the loaders are seeded by the seed and the number of the epoch. What they
+    held is not put back.
 
     Args:
         simulator: infers and learns on each batch.
@@ -107,7 +115,6 @@ class Trainer:
         _check_loader("train", train, repeated=epochs > 1)
         if validation is not None:
             _check_loader("validation", validation, repeated=epochs > 1)
-        self._seed(train, validation)
         self._stopped = False
         first = len(self.history.records) + 1
         try:
@@ -116,6 +123,7 @@ class Trainer:
             for epoch in range(first, first + epochs):
                 if self._stopped:
                     break
+                self._seed(epoch, train, validation)
                 record = self._epoch(epoch, first + epochs - 1, train, validation)
                 self.history.records.append(record)
                 self._schedule("epoch", record.validation or record.train)
@@ -149,6 +157,53 @@ class Trainer:
     def stop(self) -> None:
         """End the training after the present batch; its epoch is still validated and recorded."""
         self._stopped = True
+
+    def save_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Write all that training goes on from to one file, which is whole or not there.
+
+        That is the network's parameters and buffers, the optimizer, the scheduler, the history, and what callbacks
+        keep. Random states are not: with a seed, every epoch has its own.
+
+        Raises:
+            FileError: the file cannot be written, or something of the optimizer's or the scheduler's kept in it.
+        """
+        tree = {
+            "network": dict(self.simulator.network.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "history": [attrs.asdict(record) for record in self.history.records],
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
+        }
+        io.save(path, CHECKPOINT, tree)
+
+    def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Go back to where a checkpoint was written; ``fit`` goes on from there.
+
+        Raises:
+            FileError: the file is damaged or foreign, or was written for another network, optimizer, scheduler or
+                list of callbacks; nothing has changed then.
+        """
+        tree = io.load(path, CHECKPOINT)
+        io.check_state(path, "the network's", self.simulator.network.state_dict(), tree["network"])
+        groups = [[len(group["params"]) for group in state["param_groups"]] for state in self._optimizers(tree)]
+        fits = {
+            "optimizer": groups[0] == groups[1],
+            "scheduler": (tree["scheduler"] is None) == (self.scheduler is None),
+            "callbacks": len(tree["callbacks"]) == len(self.callbacks),
+        }
+        for part, fitting in fits.items():
+            if not fitting:
+                raise FileError(f"{path}: was written with another {part}; make the trainer as it was made then")
+        self.simulator.network.load_state_dict(tree["network"])
+        self.optimizer.load_state_dict(tree["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(tree["scheduler"])
+        self.history.records[:] = [EpochRecord(**record) for record in tree["history"]]
+        for callback, state in zip(self.callbacks, tree["callbacks"], strict=True):
+            callback.load_state_dict(state)
+
+    def _optimizers(self, tree: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        return self.optimizer.state_dict(), tree["optimizer"]
 
     @property
     def learning_rate(self) -> float:
@@ -202,12 +257,13 @@ class Trainer:
             known = ", ".join(map(repr, metrics)) or "nothing"
             raise SettingError(f"Trainer.monitor: {self.monitor!r} given, but {known} was measured; choose of those")
 
-    def _seed(self, *loaders: Iterable[Any] | None) -> None:
+    def _seed(self, epoch: int, *loaders: Iterable[Any] | None) -> None:
         if self.seed is not None:
-            torch.manual_seed(self.seed)
+            seed = (self.seed * EPOCHS_APART + epoch) % 2**63
+            torch.manual_seed(seed)
             for loader in loaders:
                 if isinstance(generator := getattr(loader, "generator", None), torch.Generator):
-                    generator.manual_seed(self.seed)
+                    generator.manual_seed(seed)
 
     def _clamp(self, batch: Any) -> dict[str, Given]:
         if self.clamps is None:
@@ -250,6 +306,40 @@ class Trainer:
         yield "callbacks", all(isinstance(c, Callback) for c in self.callbacks), "instances of pcsim.callbacks.Callback"
         yield "relaxed_every", _whole(self.relaxed_every, 1), "a whole number of at least 1"
         yield "seed", self.seed is None or _whole(self.seed, 0), "a whole number of at least 0, or None"
+
+
+def warmup_cosine(
+    optimizer: Optimizer, steps: int, *, warmup: float = 0.1, peak: float = 1.1, end: float = 0.1
+) -> LambdaLR:
+    """The schedule of the paper's experiments, to be stepped after every batch (arXiv 2506.23800; SPEC §9).
+
+    The learning rate rises linearly from the optimizer's own to ``peak`` times it, and falls along a half cosine to
+    ``end`` times it.
+
+    Args:
+        optimizer: as it starts.
+        steps: batches of the whole run, at least 1.
+        warmup: share of the steps that it rises, 0 to 1.
+        peak: ≥ 0.
+        end: ≥ 0.
+
+    Raises:
+        SettingError: a number is out of its range.
+    """
+    if not _whole(steps, 1) or not 0 <= warmup <= 1 or min(peak, end) < 0:
+        raise SettingError(
+            f"warmup_cosine: steps={steps!r}, warmup={warmup}, peak={peak}, end={end} given, expected at least one "
+            "step, a share from 0 to 1, and factors of at least 0"
+        )
+    rising = warmup * steps
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return 1 + (peak - 1) * step / rising
+        fallen = min(1.0, (step - rising) / max(1.0, steps - rising))
+        return end + (peak - end) * (1 + math.cos(math.pi * fallen)) / 2
+
+    return LambdaLR(optimizer, factor)
 
 
 def _whole(number: object, least: int) -> bool:

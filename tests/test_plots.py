@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pcsim
-from pcsim import plots
+from pcsim import diagnosis, plots
 from pcsim.errors import PCError, SettingError, StateError
 
 
@@ -27,7 +27,7 @@ def trace(*, record: bool = True) -> pcsim.Trace:
 
 def test_level_energies_sum_nodes_and_average_samples() -> None:
     recorded = trace()
-    energies = plots.level_energies(recorded)
+    energies = diagnosis.level_energies(recorded)
     assert energies.shape == (4, 2)
     both = recorded.energy("left") + recorded.energy("right")
     torch.testing.assert_close(energies[:, 1], both.mean(1).double())

@@ -122,8 +122,7 @@ class BatchedEngine(Engine):
                 for operation in program.closing(steps):
                     operation()
                 recorded.append(program.energies(state.last_step))
-                state.energies = torch.stack([row for row, _ in recorded])
-                state.free_energies = torch.stack([total for _, total in recorded])
+                state.keep(recorded)
         self._latest, self._versions = (state, program), _versions(problem)
         return state
 
@@ -156,7 +155,7 @@ class BatchedEngine(Engine):
                 f"message_dtype {self._message_dtype} on a CPU: some abort on half-precision products; use None there"
             )
         sizes = (problem.batch, problem.dtype, problem.device)
-        key = (problem.clamping, problem.relaxation, problem.rule, *sizes, problem.record, teaching)
+        key = (problem.clamping, problem.relaxation, problem.rule, *sizes, problem.record, problem.nudge != 1, teaching)
         turns = self._programs.pop(key, None)
         if turns is None or not turns.fits(problem):
             WeightRegistry.of(self.network).forget_replaced()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import attrs
 import torch
@@ -56,6 +56,7 @@ class Problem:
         snapshot: the network's modules and parameters.
         seed: what the modules' random draws start from; the same throughout the batch.
         record: keep the energy of every node before each step and after the last.
+        nudge: how far from their forward prediction to what is given clamped targets are, −1 to 1; 1 is there.
     """
 
     clamping: Clamping
@@ -68,6 +69,7 @@ class Problem:
     snapshot: Snapshot
     seed: int
     record: bool = False
+    nudge: float = 1.0
 
     @property
     def network(self) -> Network:
@@ -120,6 +122,24 @@ class Problem:
         return {name: levels[name] for name in self.clamping.energetic if name in levels}
 
 
+class Record(NamedTuple):
+    """What is recorded of one state."""
+
+    energies: Tensor
+    """E_n before precision, (nodes with an energy, batch)."""
+    error_norms: Tensor
+    """‖ε_n‖, (nodes with an energy, batch)."""
+    free_energy: Tensor
+    """F_t, 0-d."""
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[Tensor, Tensor]], total: Tensor, batch: int) -> Record:
+        """From E_n and ‖ε_n‖ of each node."""
+        if not rows:
+            return cls(total.new_zeros(0, batch), total.new_zeros(0, batch), total)
+        return cls(torch.stack([energy for energy, _ in rows]), torch.stack([norm for _, norm in rows]), total)
+
+
 @attrs.define(eq=False)
 class State:
     """Where a run has left the network; every tensor is (batch, *shape), by node name.
@@ -131,6 +151,7 @@ class State:
         forward_prediction: u_n at the start, of every node that is predicted.
         steps: inference steps taken.
         energies: E_n before precision, (steps + 1, nodes with an energy, batch), if asked for.
+        error_norms: ‖ε_n‖, of the same shape, if asked for.
         free_energies: F_t from the same states, (steps + 1,), if asked for.
     """
 
@@ -140,9 +161,15 @@ class State:
     forward_prediction: dict[str, Tensor]
     steps: int = 0
     energies: Tensor | None = None
+    error_norms: Tensor | None = None
     free_energies: Tensor | None = None
     counted: bool = False
     """Whether the running statistics have taken this batch in."""
+
+    def keep(self, records: Sequence[Record]) -> None:
+        """Take over what was recorded, state by state."""
+        energies, norms, totals = zip(*records, strict=True)
+        self.energies, self.error_norms, self.free_energies = (torch.stack(rows) for rows in (energies, norms, totals))
 
     @property
     def last_step(self) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pcsim.dynamics.learning import LearningRule
 from pcsim.engine import operations as do
 from pcsim.engine.buffers import Arena, Bound, EdgeBuffers, NodeBuffers, like
-from pcsim.engine.engine import Problem, State
+from pcsim.engine.engine import Problem, Record, State
 from pcsim.engine.kernels import Conv2d, Linear
 from pcsim.engine.operations import Operation
 from pcsim.engine.plan import Mask, Phase, Plan, Positions
@@ -129,7 +129,14 @@ class Program:
                 operations.append(partial(do.copy, buffers.tensor("value"), buffers.tensor("prediction")))
         for buffers in self.nodes:
             operations += [partial(do.copy, copy, original) for copy, original in buffers.copies]
+        if self.problem.nudge != 1:
+            targets = [buffers for buffers in self.nodes if buffers.stack.given and buffers.node.incoming]
+            operations += [partial(self._nudge, buffers) for buffers in targets]
         return operations
+
+    def _nudge(self, buffers: NodeBuffers) -> None:
+        value = buffers.tensor("value")
+        torch.lerp(buffers.tensor("prediction"), value, self.problem.nudge, out=value)
 
     def _depths(self) -> Positions:
         """How many predictions lie before each node's own in the forward pass; 0 where none gives its value."""
@@ -483,18 +490,18 @@ class Program:
 
     # What a run leaves
 
-    def energies(self, step: int) -> tuple[Tensor, Tensor]:
-        """E_n before precision, (nodes with an energy, batch), and F_t with this step's precision, 0-d."""
+    def energies(self, step: int) -> Record:
+        """Energies and errors of this state, and F_t with this step's precision."""
         problem = self.problem
         rows, total = [], torch.zeros((), dtype=self._arena.dtype, device=self._arena.device)
         for name in problem.clamping.energetic:
             buffers, row = self._places[name]
             energy = buffers.stack.nodes[row].energy_function
             value, prediction = buffers.tensor("value")[row], buffers.tensor("prediction")[row]
-            rows.append(energy.sample_energy(value, prediction))
+            rows.append((energy.sample_energy(value, prediction), (value - prediction).flatten(1).norm(dim=1)))
             total = total + (problem.scale(name, step) * energy.unit_energy(value, prediction)).sum()
             total = total + problem.normaliser(name)
-        return torch.stack(rows) if rows else total.new_zeros(0, problem.batch), total
+        return Record.of(rows, total, problem.batch)
 
     def finite(self) -> bool:
         """Whether every value that moved is finite, and small enough for its square to be."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pcsim.dynamics.learning import LearningRule
-from pcsim.engine.engine import Engine, Gradients, Problem, State, divergence
+from pcsim.engine.engine import Engine, Gradients, Problem, Record, State, divergence
 from pcsim.engine.kernel import pull_back
 from pcsim.engine.plan import Mask, Plan
 from pcsim.graph.energy import Energy, Scale
@@ -36,7 +36,7 @@ class ReferenceEngine(Engine):
         relaxation, clamping = problem.relaxation, problem.clamping
         velocity: dict[str, Tensor | None] = dict.fromkeys(clamping.free)
         plan = Plan(problem, teaching=learn is not None)
-        recorded: list[tuple[Tensor, Tensor]] = []
+        recorded: list[Record] = []
         with torch.no_grad(), frozen_statistics(problem.snapshot.normalising):
             state = start(problem, previous)
             for name in clamping.free:
@@ -60,8 +60,7 @@ class ReferenceEngine(Engine):
             state.value.update(end.deterministic_values)
             if problem.record:
                 recorded.append(end.energies(state.last_step))
-                state.energies = torch.stack([row for row, _ in recorded])
-                state.free_energies = torch.stack([total for _, total in recorded])
+                state.keep(recorded)
         return state
 
     def gradients(self, state: State) -> Gradients:
@@ -101,6 +100,9 @@ def start(problem: Problem, previous: State | None) -> State:
     for name, node in nodes.items():
         if node.predicted and name not in prediction:
             prediction[name] = _predict(problem, name, value)
+    if problem.nudge != 1:
+        for name in clamping.targets:
+            value[name] = torch.lerp(prediction[name], value[name], problem.nudge)
     return State(problem, dict(value), value, prediction)
 
 
@@ -160,16 +162,16 @@ class Evaluation:
             total = total - energy.value_gradient(self.value[name], self.prediction[name], self.scale[name])
         return sum((self.message[edge.name] for edge in node.outgoing), total)
 
-    def energies(self, step: int) -> tuple[Tensor, Tensor]:
-        """E_n before precision, (nodes with an energy, batch), and F_t with this step's precision, 0-d."""
+    def energies(self, step: int) -> Record:
+        """Energies and errors of this state, and F_t with this step's precision."""
         nodes = self.problem.network.nodes
         rows, total = [], torch.zeros((), dtype=self.problem.dtype, device=self.problem.device)
         for name in self.problem.clamping.energetic:
             energy, value, prediction = nodes[name].energy_function, self.value[name], self.prediction[name]
-            rows.append(energy.sample_energy(value, prediction))
+            rows.append((energy.sample_energy(value, prediction), (value - prediction).flatten(1).norm(dim=1)))
             total = total + (self.scale[name] * energy.unit_energy(value, prediction)).sum()
             total = total + self.problem.normaliser(name)
-        return torch.stack(rows) if rows else total.new_zeros(0, self.problem.batch), total
+        return Record.of(rows, total, self.problem.batch)
 
 
 def evaluate(

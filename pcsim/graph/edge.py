@@ -67,7 +67,7 @@ class Edge(nn.Module):
             seed: what the module's random draws (dropout, say) start from; None leaves them to the random state.
         """
         if self.stochastic and seed is not None:
-            with held_draw(seed, value.device):
+            with held_draw(seed, f"edge {self.name}", value.device):
                 contribution: Tensor = self.module(value)
         else:
             contribution = self.module(value)

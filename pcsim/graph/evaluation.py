@@ -6,6 +6,7 @@ must stay put: batch statistics are frozen (arXiv 2506.23800, Eq. 6), and random
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -48,12 +49,13 @@ def _random_state(device: torch.device) -> Tensor:
 
 
 @contextmanager
-def held_draw(seed: int, device: torch.device) -> Iterator[None]:
-    """Make every random draw inside start from ``seed``, and leave the random state as it was."""
+def held_draw(seed: int, owner: str, device: torch.device) -> Iterator[None]:
+    """Make every random draw inside start from ``seed``, otherwise for each owner; leave the random state as it was."""
+    own = seed ^ zlib.crc32(owner.encode())
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(own)
         if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            torch.cuda.manual_seed(own)
         yield
 
 

@@ -219,7 +219,7 @@ class Node(nn.Module):
             The prediction of this node's value, (batch, *shape).
         """
         if self.stochastic and seed is not None:
-            with held_draw(seed, contributions[0].device):
+            with held_draw(seed, f"node {self.name}", contributions[0].device):
                 prediction: Tensor = self.transfer(self.combine(*contributions))
         else:
             prediction = self.transfer(self.combine(*contributions))

@@ -1,0 +1,116 @@
+"""What goes wrong in a deep network, in numbers: energy by level, its imbalance, the error's front, the updates.
+
+The figures of these numbers are in :mod:`pcsim.plots`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from pcsim.dynamics.learning import Backprop
+from pcsim.engine.engine import Gradients
+from pcsim.errors import SettingError, StateError
+from pcsim.graph.edge import Edge
+from pcsim.simulator import Clamps, Simulator, Trace
+
+
+def level_energies(trace: Trace) -> Tensor:
+    """E_n summed over the nodes of a level and averaged over the batch, (steps + 1, levels), float64 on the CPU.
+
+    Level 0 holds the targets (SPEC §2, Arrival).
+
+    Raises:
+        StateError: the trace holds no energies.
+        SettingError: no node with an energy reaches a target.
+    """
+    return _by_level(trace, trace.energies)
+
+
+def level_errors(trace: Trace) -> Tensor:
+    """‖ε‖ over the units and nodes of a level, root mean square over the batch, (steps + 1, levels), as above.
+
+    Raises:
+        StateError, SettingError: as :func:`level_energies`.
+    """
+    norms = trace.error_norms
+    return _by_level(trace, None if norms is None else norms.square()).sqrt()
+
+
+def imbalance(trace: Trace) -> Tensor:
+    """The largest energy of a level over the smallest, by step, (steps + 1,), at least 1; infinite while one has none.
+
+    Raises:
+        StateError, SettingError: as :func:`level_energies`.
+    """
+    energies = level_energies(trace)
+    occupied = energies[:, sorted({trace.levels[name] for name in trace.nodes if name in trace.levels})]
+    return occupied.amax(1) / occupied.amin(1)
+
+
+def arrivals(trace: Trace, *, above: float = 0.0) -> dict[int, int]:
+    """The first step before which a level's energy per sample exceeds ``above``, by level; without those it never does.
+
+    With a feed-forward start and paths of equal lengths, the error arrives at each level at the step of its number.
+
+    Raises:
+        StateError, SettingError: as :func:`level_energies`.
+    """
+    reached = level_energies(trace) > above
+    return {level: int(column.nonzero()[0]) for level, column in enumerate(reached.T) if bool(column.any())}
+
+
+def update_similarity(simulator: Simulator, clamps: Clamps) -> dict[str, float]:
+    """The cosine between the gradient that an edge's weights learn from and backprop's on the same graph.
+
+    Weights, their ``.grad`` and running statistics stay as they are; nodes and edges show the simulator's relaxed
+    state. Random draws are the same for both.
+
+    Args:
+        simulator: with a rule that learns after the relaxation.
+        clamps: what is given, a target among it.
+
+    Returns:
+        By the name of each edge with parameters, −1 to 1; NaN where either gradient is zero or no error arrived.
+
+    Raises:
+        PCError: as :meth:`Simulator.infer` and :meth:`Simulator.gradients`; the network has a cycle, for backprop.
+    """
+    network, random = simulator.network, torch.get_rng_state()
+    backprop = Simulator(network, rule=Backprop(), engine=type(simulator.engine))
+    backprop.infer(clamps)
+    exact = {parameter: gradient.clone() for parameter, gradient in backprop.gradients().items()}
+    torch.set_rng_state(random)
+    simulator.infer(clamps)
+    own = simulator.gradients()
+    return {
+        name: _cosine(edge, own, exact) for name, edge in network.edges.items() if any(True for _ in edge.parameters())
+    }
+
+
+def _cosine(edge: Edge, own: Gradients, exact: Gradients) -> float:
+    parameters = [parameter for parameter in edge.parameters() if parameter in own and parameter in exact]
+    if not parameters:
+        return math.nan
+    one, other = (_flat(gradients[parameter] for parameter in parameters) for gradients in (own, exact))
+    lengths = one.norm() * other.norm()
+    return float(one @ other / lengths) if lengths > 0 else math.nan
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    # In float64, since the squares of gradients that have shrunk with depth would vanish in float32.
+    return torch.cat([tensor.detach().to("cpu", torch.float64).flatten() for tensor in tensors])
+
+
+def _by_level(trace: Trace, recorded: Tensor | None) -> Tensor:
+    if recorded is None:
+        raise StateError("this trace holds no energies: ask for them with infer(..., record=True)")
+    reached = [index for index, name in enumerate(trace.nodes) if name in trace.levels]
+    if not reached:
+        raise SettingError("no node with an energy reaches a clamped target, so there are no levels; clamp a target")
+    levels = torch.tensor([trace.levels[trace.nodes[index]] for index in reached])
+    means = recorded.detach().to("cpu", torch.float64).mean(2)[:, reached]
+    return means.new_zeros(len(means), int(levels.max()) + 1).index_add_(1, levels, means)

@@ -1,0 +1,278 @@
+"""Checkpoints: whole or not there, refused where they do not fit, and training goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW
+from torch.utils.data import DataLoader, TensorDataset
+
+import pcsim
+from pcsim import io
+from pcsim.callbacks import Checkpoint, EarlyStopping
+from pcsim.errors import DivergenceError, FileError, SettingError
+from pcsim.training import Trainer, warmup_cosine
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def data() -> DataLoader[tuple[Tensor, ...]]:
+    generator = torch.Generator().manual_seed(1)
+    images, labels = torch.rand(40, 6, generator=generator), torch.randint(3, (40,), generator=generator)
+    return DataLoader(TensorDataset(images, labels), 16, shuffle=True)
+
+
+def trainer(path: Path | None = None, *, width: int = 8, callbacks: Any = None, seed: int | None = 5) -> Trainer:
+    """With everything that has a state: momentum, normalisation, dropout, a scheduler, and early stopping."""
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    net.add_node("input", (6,))
+    net.add_node("first", (width,), transfer=nn.Sequential(nn.BatchNorm1d(width), nn.Tanh()))
+    net.add_node("second", (width,), transfer=nn.Sequential(nn.Dropout(0.2), nn.Tanh()))
+    net.add_node("output", (3,))
+    net.add_edge("input", "first", nn.Linear(6, width))
+    net.add_edge("first", "second", nn.Linear(width, width))
+    net.add_edge("second", "output", nn.Linear(width, 3))
+    sim = pcsim.Simulator(net, pcsim.Relaxation(3, 0.3), pcsim.ForwardUpdate())
+    optimizer = AdamW(net.parameters(), lr=1e-2)
+    if callbacks is None:
+        callbacks = [EarlyStopping(restore=False), *([] if path is None else [Checkpoint(path)])]
+    scheduler = warmup_cosine(optimizer, 12)
+    return Trainer(
+        sim, optimizer, scheduler=scheduler, schedule_per="batch", callbacks=callbacks, progress=False, seed=seed
+    )
+
+
+def state(own: Trainer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in own.simulator.network.state_dict().items()}
+
+
+def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    straight = trainer()
+    straight.fit(data(), epochs=4, validation=data())
+    first = trainer(tmp_path / "run")
+    first.fit(data(), epochs=2, validation=data())
+    torch.rand(7)
+    second = trainer(tmp_path / "run")
+    second.load_checkpoint(tmp_path / "run")
+    second.fit(data(), epochs=2, validation=data())
+    assert all(torch.equal(tensor, state(second)[name]) for name, tensor in state(straight).items())
+    assert second.learning_rate == straight.learning_rate
+    for part in ("train", "validation"):
+        assert second.history.of("accuracy", part) == straight.history.of("accuracy", part)
+    ours, theirs = second.callbacks[0], straight.callbacks[0]
+    assert isinstance(ours, EarlyStopping)
+    assert isinstance(theirs, EarlyStopping)
+    assert (ours.best, ours.best_epoch) == (theirs.best, theirs.best_epoch)
+
+
+@pytest.mark.parametrize("part", ["network", "optimizer", "scheduler", "callbacks"])
+def test_a_checkpoint_of_another_trainer_changes_nothing(tmp_path: Path, part: str) -> None:
+    path = tmp_path / "run"
+    own = trainer(path)
+    own.fit(data(), epochs=1, validation=data())
+    other = trainer(width=9) if part == "network" else trainer(callbacks=() if part == "callbacks" else None)
+    if part == "optimizer":
+        groups = [{"params": [parameter]} for parameter in other.simulator.network.parameters()]
+        other = Trainer(other.simulator, SGD(groups, lr=0.1), callbacks=[EarlyStopping(), Checkpoint(path)])
+    if part == "scheduler":
+        optimizer = AdamW(other.simulator.network.parameters())
+        other = Trainer(other.simulator, optimizer, callbacks=[EarlyStopping(), Checkpoint(path)])
+    before = state(other)
+    with pytest.raises(FileError, match="the network's 'edge|written with another " + part):
+        other.load_checkpoint(path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(other).items())
+    assert not other.history.records
+
+
+class TestFiles:
+    def test_trees_come_back_as_they_were(self, tmp_path: Path) -> None:
+        shared = torch.arange(6.0).view(2, 3)
+        tree = {
+            "tensors": [shared[0], shared.mT, torch.tensor(3), torch.zeros(0, dtype=torch.bool)],
+            "plain": {"none": None, "yes": True, "number": 0.1, "text": "π", "pair": (1, (2.0,)), "empty": {}},
+            3: {0: "numbers as keys", "0": "stay numbers"},
+        }
+        io.save(tmp_path / "new folder" / "file", "test", tree)
+        found = io.load(tmp_path / "new folder" / "file", "test")
+        for ours, theirs in zip(tree["tensors"], found.pop("tensors"), strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.dtype == theirs.dtype
+        del tree["tensors"]
+        assert found == tree
+        assert list((tmp_path / "new folder").iterdir()) == [tmp_path / "new folder" / "file"]
+
+    def test_what_cannot_be_kept_is_named_and_the_old_file_stays(self, tmp_path: Path) -> None:
+        io.save(tmp_path / "file", "test", {"old": 1})
+        with pytest.raises(FileError, match=r"test\.a\[1\] is a function"):
+            io.save(tmp_path / "file", "test", {"a": [0, lambda: 0]})
+        assert io.load(tmp_path / "file", "test") == {"old": 1}
+
+    def test_a_write_that_fails_leaves_the_old_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        io.save(tmp_path / "file", "test", {"old": 1})
+
+        def full(_: int) -> None:
+            raise OSError("no space left")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(FileError, match="no space left"):
+            io.save(tmp_path / "file", "test", {"new": 1})
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+        assert io.load(tmp_path / "file", "test") == {"old": 1}
+
+    def test_every_cut_and_flipped_byte_is_noticed(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        io.save(path, "test", {"weights": torch.randn(4), "epoch": 7})
+        content = path.read_bytes()
+        spoiled = [content[:size] for size in range(0, len(content), 7)]
+        spoiled += [content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in range(0, len(content), 3)]
+        for damaged in spoiled:
+            path.write_bytes(damaged)
+            with pytest.raises(FileError):
+                io.load(path, "test")
+
+    def test_foreign_files(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        with pytest.raises(FileError, match="no such file"):
+            io.load(path, "test")
+        torch.save({"a": torch.zeros(2)}, path)
+        with pytest.raises(FileError, match="no file of pcsim"):
+            io.load(path, "test")
+        safetensors.torch.save_file({"a": torch.zeros(2)}, path)
+        with pytest.raises(FileError, match="not written by pcsim"):
+            io.load(path, "test")
+        io.save(path, "network", {})
+        with pytest.raises(FileError, match="holds 'network', expected 'training'"):
+            io.load(path, "training")
+
+    def test_another_version(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(io, "VERSION", 99)
+        io.save(tmp_path / "file", "test", {})
+        monkeypatch.undo()
+        with pytest.raises(FileError, match="version 99 of the format, expected 1"):
+            io.load(tmp_path / "file", "test")
+
+
+class TestEarlyStopping:
+    @staticmethod
+    def run(numbers: list[float], **options: Any) -> tuple[EarlyStopping, Trainer, list[dict[str, Tensor]]]:
+        """A training whose validation measures these numbers; weights after each epoch."""
+
+        class Given(pcsim.Metric):
+            def measure(self, outcome: pcsim.metrics.Outcome) -> dict[str, Tensor]:
+                return {"given": torch.tensor(numbers[len(own.history.records)])}
+
+        after: list[dict[str, Tensor]] = []
+
+        class Watch(pcsim.Callback):
+            def on_epoch_end(self, trainer: Trainer, record: pcsim.EpochRecord) -> None:
+                after.append(state(trainer))
+
+        early = EarlyStopping("given", **options)
+        own = trainer(callbacks=[Watch(), early])
+        own.metrics = (Given(),)
+        own.fit(data(), epochs=len(numbers), validation=data())
+        return early, own, after
+
+    def test_best_weights_are_put_back(self) -> None:
+        early, own, after = self.run([0.1, 0.5, 0.4, 0.5])
+        assert (early.best, early.best_epoch, len(after)) == (0.5, 2, 4)
+        assert all(torch.equal(tensor, after[1][name]) for name, tensor in state(own).items())
+
+    def test_the_last_weights_stay_where_asked_for(self) -> None:
+        _, own, after = self.run([3.0, 1.0, 2.0], mode="min", restore=False)
+        assert all(torch.equal(tensor, after[2][name]) for name, tensor in state(own).items())
+
+    def test_patience(self) -> None:
+        early, own, after = self.run([0.1, 0.5, 0.4, 0.45, 0.9], patience=2)
+        assert len(after) == 4
+        assert early.exhausted
+        own.fit(data(), epochs=3, validation=data())
+        assert len(own.history.records) == 4, "an exhausted run does not begin again"
+
+    def test_settings(self) -> None:
+        with pytest.raises(SettingError, match="patience"):
+            EarlyStopping(patience=0)
+        with pytest.raises(SettingError, match="mode"):
+            EarlyStopping(mode="best")  # type: ignore[arg-type]
+        with pytest.raises(SettingError, match="every"):
+            Checkpoint("x", every=0)
+        with pytest.raises(SettingError, match="validation measured nothing"):
+            trainer().fit(data(), epochs=1)
+
+
+class TestWarmupCosine:
+    def test_rises_to_the_peak_and_falls_to_a_tenth(self) -> None:
+        optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+        schedule = warmup_cosine(optimizer, 200)
+        rates = []
+        for _ in range(200):
+            rates.append(optimizer.param_groups[0]["lr"] / 0.5)
+            optimizer.step()
+            schedule.step()
+        assert rates[0] == 1.0
+        assert rates[10] == pytest.approx(1.05)
+        assert rates[20] == pytest.approx(1.1)
+        assert rates[110] == pytest.approx((1.1 + 0.1) / 2)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+        assert max(rates) == pytest.approx(1.1)
+
+    @pytest.mark.parametrize("options", [{"steps": 0}, {"steps": 5, "warmup": 2.0}, {"steps": 5, "end": -1.0}])
+    def test_refuses(self, options: dict[str, Any]) -> None:
+        with pytest.raises(SettingError, match="warmup_cosine"):
+            warmup_cosine(SGD([nn.Parameter(torch.zeros(1))], lr=0.5), **options)
+
+
+def command(folder: Path, name: str) -> list[str]:
+    options = "--data digits --topology mlp4 --width 0.25 --epochs 6 --seeds 2 --threads 1 --no-progress --patience 6"
+    paths = ["--json", str(folder / f"{name}.json"), "--resume", str(folder / name)]
+    return [sys.executable, str(EXAMPLES / "train_images.py"), *options.split(), *paths]
+
+
+def results(folder: Path, name: str) -> list[dict[str, Any]]:
+    runs: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text())["runs"]
+    return [{key: value for key, value in run.items() if key != "seconds"} for run in runs]
+
+
+def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    subprocess.run(command(tmp_path, "straight"), check=True, capture_output=True)
+    moments = random.Random()
+    for _ in range(30):
+        process = subprocess.Popen(
+            command(tmp_path, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
+        first = tmp_path / "killed" / "seed0.safetensors"
+        if moments.random() < 0.7:  # most often a little after training has begun, which takes seconds
+            while not first.exists() and process.poll() is None:
+                time.sleep(0.01)
+        time.sleep(moments.uniform(0, 1.0))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    process = subprocess.run(command(tmp_path, "killed"), check=True, capture_output=True, text=True)  # type: ignore[assignment]
+    assert results(tmp_path, "killed") == results(tmp_path, "straight")
+    assert not [path for path in (tmp_path / "killed").iterdir() if path.name.endswith(".json") and path.stem == "tmp"]
+
+
+def test_divergence_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
+    own = trainer(tmp_path / "run")
+    own.fit(data(), epochs=1, validation=data())
+    own.simulator.relaxation = pcsim.Relaxation(2000, 50.0)
+    with pytest.raises(DivergenceError):
+        own.fit(data(), epochs=1, validation=data())
+    other = trainer(tmp_path / "run")
+    other.load_checkpoint(tmp_path / "run")
+    assert len(other.history.records) == 1

@@ -1,0 +1,126 @@
+"""Diagnosis: numbers against their definition, and figures that show them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pcsim
+from pcsim import diagnosis, plots
+from pcsim.errors import SettingError, StateError
+
+
+def chain(depth: int = 5) -> tuple[pcsim.Network, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([4, *[6] * (depth - 1), 3]).double()
+    return net, {"input": torch.randn(7, 4).double(), "output": torch.randn(7, 3).double()}
+
+
+def recorded(precision: pcsim.PrecisionSchedule | None = None, engine: str = "batched", depth: int = 5) -> pcsim.Trace:
+    net, clamps = chain(depth)
+    relaxation = pcsim.Relaxation(depth, 0.5, precision=precision or pcsim.Constant())
+    return pcsim.Simulator(net, relaxation, engine=engine).infer(clamps, record=True)
+
+
+@pytest.mark.parametrize("engine", ["batched", "reference"])
+def test_error_norms_are_those_of_gaussian_energies(engine: str) -> None:
+    trace = recorded(engine=engine)
+    torch.testing.assert_close(0.5 * trace.error_norms.square(), trace.energies)
+    torch.testing.assert_close(0.5 * diagnosis.level_errors(trace).square(), diagnosis.level_energies(trace))
+
+
+def test_an_error_arrives_at_each_level_at_its_step() -> None:
+    depth = 5
+    assert diagnosis.arrivals(recorded(depth=depth)) == {level: level for level in range(depth)}
+    assert diagnosis.arrivals(recorded(), above=1e9) == {}
+
+
+def test_imbalance_is_infinite_until_all_levels_have_an_error_and_falls_with_spiking_precision() -> None:
+    plain, spiking = (diagnosis.imbalance(recorded(precision)) for precision in (None, pcsim.Spiking(0.0)))
+    assert torch.isinf(plain[:4]).all()
+    energies = diagnosis.level_energies(recorded())[-1]
+    assert float(plain[-1]) == pytest.approx(float(energies.max() / energies.min()))
+    assert math.isfinite(plain[-1])
+    assert 1 <= float(spiking[-1]) < float(plain[-1])
+
+
+def test_levels_without_a_node_do_not_count() -> None:
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    for name in ("x", "h", "y"):
+        net.add_node(name, (3,))
+    net.add_edge("x", "h", nn.Linear(3, 3))
+    net.add_edge("h", "y", nn.Linear(3, 3))
+    trace = pcsim.Simulator(net, pcsim.Relaxation(4, 0.1)).infer(
+        {"x": torch.randn(2, 3), "y": torch.randn(2, 3)}, record=True
+    )
+    assert torch.isfinite(diagnosis.imbalance(trace)[-1])
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.8])
+def test_spiking_with_the_forward_rule_points_where_backprop_does(rate: float) -> None:
+    net, clamps = chain(6)
+    relaxation = pcsim.Relaxation(6, rate, precision=pcsim.Spiking(0.0))
+    found = diagnosis.update_similarity(pcsim.Simulator(net, relaxation, pcsim.ForwardUpdate()), clamps)
+    assert list(found) == list(net.edges)
+    assert all(cosine == pytest.approx(1.0, abs=1e-9) for cosine in found.values())
+
+
+def test_similarity_leaves_everything_as_it_was() -> None:
+    net, clamps = chain()
+    net["hidden1"].transfer = nn.Sequential(nn.BatchNorm1d(6).double(), nn.Tanh())
+    sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1))
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = copy.deepcopy(net.state_dict())
+    diagnosis.update_similarity(sim, clamps)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(bool((parameter.grad == 1).all()) for parameter in net.parameters())
+    assert float(net["hidden1"].error.norm()) > 0, "the relaxed state is shown, not backprop's"
+
+
+def test_similarity_where_no_error_arrives_is_nan() -> None:
+    net, clamps = chain(5)
+    found = diagnosis.update_similarity(pcsim.Simulator(net, pcsim.Relaxation(2, 0.1)), clamps)
+    assert math.isnan(found["input->hidden1"])
+    assert found["hidden4->output"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_similarity_needs_a_rule_that_learns_afterwards() -> None:
+    net, clamps = chain()
+    with pytest.raises(StateError, match="learns at every inference step"):
+        diagnosis.update_similarity(pcsim.Simulator(net, rule=pcsim.IncrementalUpdate()), clamps)
+
+
+def test_figures(tmp_path: Path) -> None:
+    traces = {"PC": recorded(), "spiking": recorded(pcsim.Spiking(0.0))}
+    net, clamps = chain()
+    similarity = diagnosis.update_similarity(pcsim.Simulator(net, pcsim.Relaxation(5, 0.1)), clamps)
+    figures = {
+        "errors": plots.error_by_level(traces),
+        "imbalance": plots.imbalance_by_step(traces),
+        "front": plots.error_front(traces),
+        "similarity": plots.similarity_by_edge({"PC": similarity}),
+    }
+    for name, figure in figures.items():
+        figure.savefig(tmp_path / f"{name}.png")
+    line = figures["front"].axes[0].lines[0]
+    assert line.get_xdata().tolist() == line.get_ydata().tolist() == [0, 1, 2, 3, 4]
+    assert [text.get_text() for text in figures["imbalance"].axes[0].get_legend().get_texts()] == ["PC", "spiking"]
+    assert figures["similarity"].axes[0].lines[0].get_ydata().tolist() == list(similarity.values())
+
+
+def test_nothing_to_draw_is_refused() -> None:
+    for draw in (plots.imbalance_by_step, plots.error_front, plots.similarity_by_edge):
+        with pytest.raises(SettingError, match="at least one curve"):
+            draw({})
+    net, clamps = chain()
+    silent = pcsim.Simulator(net).infer(clamps)
+    for measure in (diagnosis.level_energies, diagnosis.level_errors, diagnosis.imbalance, diagnosis.arrivals):
+        with pytest.raises(StateError, match="record=True"):
+            measure(silent)

@@ -1,0 +1,149 @@
+"""Nudged targets: where they are, which sign the weights learn with, and backprop's gradient in the limit."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn, optim
+
+import pcsim
+from pcsim.errors import SettingError
+
+ENGINES = ("batched", "reference")
+
+
+def chain() -> tuple[pcsim.Network, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([3, 5, 5, 2]).double()
+    return net, {"input": torch.randn(4, 3).double(), "output": torch.randn(4, 2).double()}
+
+
+def gradients(net: pcsim.Network, clamps: dict[str, Tensor], **options: object) -> list[Tensor]:
+    """What a simulator with these options fills in."""
+    sim = pcsim.Simulator(net, **options)  # type: ignore[arg-type]
+    sim.infer(clamps)
+    sim.compute_gradients()
+    return [parameter.grad.clone() for parameter in net.parameters()]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("beta", [0.25, -0.25, 1.0])
+def test_a_target_is_so_far_from_its_forward_prediction(engine: str, beta: float) -> None:
+    net, clamps = chain()
+    sim = pcsim.Simulator(net, pcsim.Relaxation(4, 0.1), nudging=pcsim.Nudging(beta), engine=engine)
+    for _ in range(3):  # in every program that takes turns, and not a little further each time
+        sim.infer(clamps)
+        prediction = sim.predict({"input": clamps["input"]})["output"]
+        torch.testing.assert_close(net["output"].value, prediction + beta * (clamps["output"] - prediction))
+        torch.testing.assert_close(net["output"].forward_prediction, prediction)
+
+
+@pytest.mark.parametrize("precision", [pcsim.Constant(), pcsim.Spiking(0.0)], ids=str)
+@pytest.mark.parametrize("rule", [pcsim.SettledUpdate(), pcsim.ForwardUpdate(), pcsim.Backprop()], ids=str)
+@pytest.mark.parametrize(
+    "nudging", [pcsim.Nudging(0.3), pcsim.Nudging(-0.3), pcsim.Nudging(0.3, centred=True)], ids=str
+)
+def test_engines_agree(nudging: pcsim.Nudging, rule: pcsim.LearningRule, precision: pcsim.PrecisionSchedule) -> None:
+    net, clamps = chain()
+    options = {"relaxation": pcsim.Relaxation(6, 0.2, precision=precision), "rule": rule, "nudging": nudging}
+    for ours, oracle in zip(*(gradients(net, clamps, **options, engine=name) for name in ENGINES), strict=True):
+        torch.testing.assert_close(ours, oracle, rtol=1e-9, atol=1e-12)
+
+
+def test_a_negative_target_s_gradients_are_those_of_an_ordinary_clamp_there_with_the_other_sign() -> None:
+    net, clamps = chain()
+    relaxation = pcsim.Relaxation(6, 0.2)
+    prediction = pcsim.Simulator(net).predict({"input": clamps["input"]})["output"]
+    there = {**clamps, "output": prediction - 0.3 * (clamps["output"] - prediction)}
+    expected = gradients(net, there, relaxation=relaxation)
+    for got, other in zip(
+        gradients(net, clamps, relaxation=relaxation, nudging=pcsim.Nudging(-0.3)), expected, strict=True
+    ):
+        torch.testing.assert_close(got, -other)
+
+
+def test_centred_is_the_mean_of_both_and_leaves_the_positive_state_to_be_read() -> None:
+    net, clamps = chain()
+    options = {"relaxation": pcsim.Relaxation(6, 0.2)}
+    sides = [gradients(net, clamps, **options, nudging=pcsim.Nudging(beta)) for beta in (0.3, -0.3)]
+    values = []
+    for nudging in (pcsim.Nudging(0.3), pcsim.Nudging(0.3, centred=True)):
+        got = gradients(net, clamps, **options, nudging=nudging)
+        values.append(net["hidden2"].value.clone())
+    for positive, negative, centred in zip(*sides, got, strict=True):
+        torch.testing.assert_close(centred, (positive + negative) / 2)
+    torch.testing.assert_close(*values, rtol=0, atol=0)
+
+
+def test_settled_gradients_go_to_beta_times_backprop_s_and_centred_ones_an_order_faster() -> None:
+    net, clamps = chain()
+    exact = torch.cat([g.flatten() for g in gradients(net, clamps, rule=pcsim.Backprop())])
+    relaxation = pcsim.Relaxation(4000, 0.3, tolerance=1e-15)
+
+    def deviation(beta: float, centred: bool) -> float:
+        nudged = gradients(net, clamps, relaxation=relaxation, nudging=pcsim.Nudging(beta, centred=centred))
+        return float((torch.cat([g.flatten() for g in nudged]) / beta - exact).norm() / exact.norm())
+
+    one_sided = [deviation(beta, centred=False) for beta in (1e-2, 1e-3)]
+    centred = [deviation(beta, centred=True) for beta in (1e-1, 1e-2)]
+    assert one_sided[0] / one_sided[1] == pytest.approx(10, rel=0.1)
+    assert centred[0] / centred[1] == pytest.approx(100, rel=0.2)
+    assert one_sided[1] < 1e-2
+
+
+def test_incremental_learning_takes_the_sign() -> None:
+    net, clamps = chain()
+    twin = copy.deepcopy(net)
+    for network, nudging, rate in ((net, pcsim.Nudging(-0.5), 0.1), (twin, None, -0.1)):
+        sim = pcsim.Simulator(network, pcsim.Relaxation(1, 0.1), pcsim.IncrementalUpdate(), nudging=nudging)
+        given = dict(clamps)
+        if nudging is None:
+            prediction = sim.predict({"input": clamps["input"]})["output"]
+            given["output"] = prediction - 0.5 * (clamps["output"] - prediction)
+        before = [parameter.detach().clone() for parameter in network.parameters()]
+        optimizer = optim.SGD(network.parameters(), lr=abs(rate))
+        sim.update(given, optimizer)
+        if nudging is None:
+            expected = [2 * old - new for old, new in zip(before, network.parameters(), strict=True)]
+    for got, other in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(got, other)
+
+
+class TestErrors:
+    @pytest.mark.parametrize("beta", [0, 1.5, -2.0, "much", True, float("nan")])
+    def test_strength_out_of_range(self, beta: float) -> None:
+        with pytest.raises(SettingError, match=r"Nudging.beta: given .*expected a number from -1 to 1"):
+            pcsim.Nudging(beta)
+
+    def test_centred_takes_a_positive_strength(self) -> None:
+        with pytest.raises(SettingError, match="both signs are used"):
+            pcsim.Nudging(-0.1, centred=True)
+
+    def test_centred_cannot_learn_during_the_relaxation(self) -> None:
+        with pytest.raises(SettingError, match="learns during the relaxation"):
+            pcsim.Simulator(chain()[0], rule=pcsim.IncrementalUpdate(), nudging=pcsim.Nudging(0.1, centred=True))
+
+    def test_a_target_that_predicts(self) -> None:
+        net, clamps = chain()
+        clamps["hidden2"] = torch.zeros(4, 5).double()
+        with pytest.raises(SettingError, match="target 'hidden2': it predicts 'output'"):
+            pcsim.Simulator(net, nudging=pcsim.Nudging(0.1)).infer(clamps)
+
+    def test_a_target_clamped_in_part(self) -> None:
+        net, clamps = chain()
+        given = {"input": clamps["input"], "output": (clamps["output"], torch.tensor([True, False]))}
+        with pytest.raises(SettingError, match="target 'output': it is clamped in part"):
+            pcsim.Simulator(net, nudging=pcsim.Nudging(0.1)).infer(given)
+
+    @pytest.mark.parametrize("rule", [pcsim.SettledUpdate(), pcsim.Backprop()], ids=str)
+    def test_a_target_with_another_energy(self, rule: pcsim.LearningRule) -> None:
+        net = pcsim.Network()
+        net.add_node("x", (2,))
+        net.add_node("y", (3,), energy=pcsim.CrossEntropy())
+        net.add_edge("x", "y", nn.Linear(2, 3))
+        with pytest.raises(SettingError, match="target 'y': it has a CrossEntropy energy"):
+            pcsim.Simulator(net, rule=rule, nudging=pcsim.Nudging(0.1)).infer(
+                {"x": torch.zeros(2, 2), "y": torch.eye(3)[:2]}
+            )
