@@ -14,9 +14,9 @@ class Nudging:
     """Clamp a target to u + β (y − u), where y is what is given and u the network's own forward prediction.
 
     With β > 0 (positive nudging) the target is drawn towards y. With β < 0 (negative nudging) it is pushed away, and
-    the gradients of the weights change sign. Centred nudging relaxes twice, with β and with −β, and averages the two;
-    what lasts of the error is then of the order of β³ where one-sided nudging leaves β². Gradients are not divided by
-    β: they shrink with it, which optimizers such as Adam do not notice.
+    the gradients of the weights change sign. Centred nudging relaxes twice, with β and with −β, and averages the two:
+    its gradients differ from what their direction is in the limit of a small β by the order of β², those of one-sided
+    nudging by β. Gradients are not divided by β: they shrink with it, which optimizers such as Adam do not notice.
 
     Args:
         beta: −1 ≤ β ≤ 1, not 0; 1 is an ordinary clamp.
