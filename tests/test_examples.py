@@ -69,3 +69,134 @@ def test_depth_twenty_is_where_plain_predictive_coding_fails_and_its_remedies_do
     for method in ("spiking+fu", "decaying+fu"):
         assert accuracy[method] >= 0.96
         assert accuracy[method] == pytest.approx(accuracy["bp"], abs=0.02)
+
+
+def train_images(folder: Path, options: str) -> dict[str, Any]:
+    """What ``examples/train_images.py`` writes with these options, on few digits."""
+    path = folder / "runs.json"
+    few = "--data digits --train-size 200 --epochs 1 --batch 32 --no-progress"
+    example("train_images").main([*few.split(), *options.split(), "--json", str(path)])
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--topology mlp4 --width 0.2 --method bp",
+        "--topology mlp4 --width 0.2 --precision decaying --rule settled --momentum 0.3 --steps 6",
+        "--topology mlp4 --width 0.2 --method ipc --nudge -0.5",
+        "--topology residual3 --width 0.2 --nudge 0.3 --centred",
+        "--topology resnet10 --width 0.04 --batchnorm --alpha 0 --augment --auxiliary",
+        "--topology resnet10 --width 0.04 --no-auxiliary --precision none --rule settled --rate 0.1",
+    ],
+)
+def test_train_images_in_all_its_variants(tmp_path: Path, options: str) -> None:
+    content = train_images(tmp_path, options)
+    (run,) = content["runs"]
+    assert run["epochs"] == 1
+    assert run["diverged"] is None
+    assert 0.02 < run["test"] <= 1
+    assert run["validations"] == [run["validation"]]
+    assert content["settings"]["topology"] in options
+
+
+def test_train_images_gives_mean_and_spread_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = train_images(tmp_path, "--topology mlp3 --width 0.2 --seeds 2")["runs"]
+    assert [run["seed"] for run in runs] == [0, 1]
+    mean = sum(run["test"] for run in runs) / 2
+    assert f"test accuracy {mean:.4f} ±" in capsys.readouterr().out
+
+
+def test_train_images_goes_on_only_with_the_same_settings(tmp_path: Path) -> None:
+    options = f"--topology mlp3 --width 0.2 --resume {tmp_path / 'run'}"
+    first = train_images(tmp_path, options)["runs"]
+    again = train_images(tmp_path, options)["runs"]
+    assert {**first[0], "seconds": 0} == {**again[0], "seconds": 0}, "what is finished is not trained further"
+    with pytest.raises(SystemExit, match=r"other settings \(lr: 0.0007 -> 0.1\)"):
+        train_images(tmp_path, options + " --lr 0.1")
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "settings").glob("*.json")), ids=lambda path: path.stem)
+def test_every_settings_file_names_the_cell_that_it_sets(path: Path) -> None:
+    options = example("train_images").parsed(["--settings", str(path), "--topology", "vgg5", "--data", "cifar10"])
+    words = path.stem.split("-")
+    assert options.method == words[0]
+    assert options.batchnorm == ("bn" in words)
+    if options.method != "bp":
+        assert options.precision == words[1]
+    if options.method == "pc":
+        assert options.rule == words[2]
+    assert options.augment
+    replaced = example("train_images").parsed(["--settings", str(path), "--method", "ipc"])
+    assert replaced.method == "ipc", "the command line has the last word"
+
+
+def test_train_images_refuses_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unknown = tmp_path / "settings.json"
+    unknown.write_text('{"colour": "red"}')
+    for wrong, message in ((f"--settings {unknown}", "unknown options colour"), ("--topology mlp0", "expected vgg5")):
+        with pytest.raises(SystemExit):
+            train_images(tmp_path, wrong)
+        assert message in capsys.readouterr().err
+
+
+def test_results_table_has_a_row_for_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_images(tmp_path, "--topology resnet10 --width 0.04 --batchnorm --alpha 0")
+    capsys.readouterr()
+    example("results_table").main([str(tmp_path / "runs.json")])
+    head, rule, row = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
+    assert len(head) == len(rule) == len(row)
+    cells = dict(zip(head, row, strict=True))
+    assert cells["network"] == "ResNet10"
+    assert cells["method"] == "PC + spiking + FU"
+    assert (cells["BF"], cells["auxiliary"], cells["α"], cells["T"]) == ("yes", "yes", "0", "10")
+
+
+def test_hundred_layers_at_a_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot, path = tmp_path / "figure.png", tmp_path / "runs.json"
+    example("hundred_layers").main(
+        f"--blocks 1 2 --epochs 1 --no-progress --batch 256 --json {path} --plot {plot}".split()
+    )
+    runs = json.loads(path.read_text())
+    assert [run["levels"] for run in runs] == [4, 4, 4, 6, 6, 6]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("plain PC") == 2
+
+
+def test_energy_imbalance_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "figure.png"
+    example("energy_imbalance").main(["--batch", "4", "--plot", str(plot)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert "least agreement with backprop: 1.000" in lines[1]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+MNIST = EXAMPLES.parent.parent / "shared" / "data" / "mnist"
+needs_mnist = pytest.mark.skipif(not MNIST.exists(), reason="MNIST is not beside the checkout")
+
+
+@pytest.mark.slow
+@needs_mnist
+def test_twenty_layers_learn_mnist_as_with_backprop(tmp_path: Path) -> None:
+    options = f"--data mnist --root {MNIST} --topology mlp20 --lr 1e-3 --epochs 5 --batch 128 --train-size 60000"
+    tests = [
+        train_images(tmp_path, f"{options} {method}")["runs"][0]["test"]
+        for method in ("--method bp", "--alpha 0 --rate 0.8")
+    ]
+    assert tests[1] >= 0.955
+    assert tests[1] == pytest.approx(tests[0], abs=0.01)
+
+
+@pytest.mark.slow
+@needs_mnist
+def test_a_hundred_and_thirty_levels_learn_mnist_and_plain_predictive_coding_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "runs.json"
+    example("hundred_layers").main(
+        ["--data", "mnist", "--root", str(MNIST), "--blocks", "64", "--no-progress", "--json", str(path)]
+    )
+    tests = {run["method"]: run["test"] for run in json.loads(path.read_text())}
+    assert tests["spiking + FU"] >= 0.95
+    assert tests["spiking + FU"] == pytest.approx(tests["backprop"], abs=0.015)
+    assert tests["plain PC"] < 0.5
