@@ -394,6 +394,20 @@ def test_random_draws_are_held_through_a_batch(engine: str) -> None:
     assert not torch.equal(net["hidden1"].value, first), "another batch, another draw"
 
 
+@pytest.mark.parametrize("engine", ["batched", "reference"])
+def test_each_edge_draws_for_itself(engine: str) -> None:
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    for name in ("input", "left", "right"):
+        net.add_node(name, (50,))
+    for side in ("left", "right"):
+        net.add_edge("input", side, nn.Dropout(0.5))
+    clamps = {"input": torch.ones(4, 50), "left": torch.ones(4, 50), "right": torch.ones(4, 50)}
+    pcsim.Simulator(net, engine=engine).infer(clamps)
+    kept = [net[side].forward_prediction > 0 for side in ("left", "right")]
+    assert 0.3 < (kept[0] == kept[1]).float().mean() < 0.7, "as two independent masks"
+
+
 def test_a_user_s_kernel_is_used_and_right() -> None:
     class Doubling(nn.Module):
         def forward(self, value: Tensor) -> Tensor:

@@ -391,7 +391,7 @@ def test_residual_stacks_learn_as_backprop_with_scaled_branches(kind: str, rate:
         (Relaxation(9, RATE, precision=Spiking(), momentum=0.5), None),
         (Relaxation(9, RATE, precision=pcsim.Decaying()), None),
         (Relaxation(9, RATE, precision=pcsim.Constant(0.1)), None),
-        (Relaxation(9, 0.5), None),
+        (Relaxation(9, 0.5), "but the relaxation has rate 0.5; give both the same rate"),
     ],
 )
 def test_a_delay_that_does_not_delay_is_told(relaxation: Relaxation, message: str | None) -> None:

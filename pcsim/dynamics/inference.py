@@ -13,6 +13,7 @@ from pcsim.dynamics.precision import Constant, PrecisionSchedule
 from pcsim.errors import PrecisionWarning, SettingError
 from pcsim.graph.network import Network, listed
 from pcsim.graph.node import Node
+from pcsim.graph.rewrite import is_auxiliary
 
 
 @attrs.frozen
@@ -90,13 +91,25 @@ STABLE_PRECISION = 0.5
 def check_delay(network: Network, relaxation: Relaxation) -> None:
     """Warn (:class:`PrecisionWarning`) of delaying nodes under a relaxation in which they do not delay (SPEC §5).
 
-    A delaying node is predicted by an identity and has rate · weight = 1, as auxiliary nodes do. A precision that
-    lasts beyond the arrival of the error makes chains of them diverge; with Nesterov momentum the delay is not exact.
+    A delaying node is predicted by an identity and has rate · weight = 1, as auxiliary nodes do: those that were made
+    for another rate do not delay. A precision that lasts beyond the arrival of the error makes chains of them diverge;
+    with Nesterov momentum the delay is not exact.
 
     Args:
         network: the graph.
         relaxation: how its free nodes move.
     """
+    auxiliary = {name: node.weight for name, node in network.nodes.items() if is_auxiliary(node) and _identity(node)}
+    elsewhere = {name: weight for name, weight in auxiliary.items() if not _hands_on(weight, relaxation.rate)}
+    if elsewhere:
+        weight = next(iter(elsewhere.values()))
+        warnings.warn(
+            f"auxiliary nodes ({listed(elsewhere, 6)}) have weight {weight:g}, which delays an error by one step at "
+            f"rate {1 / weight:g}, but the relaxation has rate {relaxation.rate:g}; give both the same rate: "
+            f"balance_paths(net, {relaxation.rate:g})",
+            PrecisionWarning,
+            stacklevel=2,
+        )
     lasting = min(relaxation.precision.at(step, 0, 4) for step in (1, 2, 3))
     if lasting <= STABLE_PRECISION and not relaxation.nesterov:
         return
@@ -119,11 +132,15 @@ def check_delay(network: Network, relaxation: Relaxation) -> None:
 
 
 def _delays(node: Node, rate: float) -> bool:
-    identities = (node.transfer, *(edge.module for edge in node.incoming))
-    return (
-        not node.deterministic
-        and len(node.incoming) == 1
-        and node.weight != 1.0
-        and math.isclose(rate * node.weight, 1.0, rel_tol=1e-6)
-        and all(type(module) is nn.Identity for module in identities)
-    )
+    return node.weight != 1.0 and _hands_on(node.weight, rate) and not node.deterministic and _identity(node)
+
+
+def _hands_on(weight: float, rate: float) -> bool:
+    """Whether a node of this weight moves by its whole error in one step."""
+    return math.isclose(rate * weight, 1.0, rel_tol=1e-6)
+
+
+def _identity(node: Node) -> bool:
+    """Whether a node is predicted by an identity of one other."""
+    modules = (node.transfer, *(edge.module for edge in node.incoming))
+    return len(modules) == 2 and all(type(module) is nn.Identity for module in modules)
