@@ -1,4 +1,4 @@
-"""Figures: accuracy against depth, and how energy spreads over the levels of a network as it relaxes.
+"""Figures: a network, accuracy against depth, and how energy spreads over its levels as it relaxes.
 
 They need no display: each is drawn into a matplotlib figure of its own, or into a part of one that is given.
 """
@@ -12,41 +12,26 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pcsim import diagnosis
-from pcsim.errors import PCError, SettingError
+from pcsim.drawing import draw, graphviz
+from pcsim.errors import SettingError
+from pcsim.figures import DECADES, LINES, UNREACHED, new_figure
 from pcsim.simulator import Trace
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure, FigureBase
+    from matplotlib.figure import FigureBase
 
-# Okabe and Ito's palette, which colour-blind readers tell apart, with markers and dashes for grey printers.
-LINES = (
-    ("#000000", "o", "-"),
-    ("#D55E00", "s", "--"),
-    ("#E69F00", "^", ":"),
-    ("#0072B2", "D", "-"),
-    ("#56B4E9", "v", "--"),
-    ("#009E73", "P", "-."),
-    ("#CC79A7", "X", ":"),
-)
-UNREACHED = "#DDDDDD"
-DECADES = 10
-
-
-def new_figure(width: float = 7.0, height: float = 4.0) -> Figure:
-    """An empty figure; its ``savefig`` writes PNG, SVG or PDF.
-
-    Args:
-        width: inches, > 0.
-        height: inches, > 0.
-
-    Raises:
-        PCError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PCError("plots need matplotlib: pip install 'pcsim[examples]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
+__all__ = [
+    "LINES",
+    "accuracy_by_depth",
+    "draw",
+    "energy_by_level",
+    "error_by_level",
+    "error_front",
+    "graphviz",
+    "imbalance_by_step",
+    "new_figure",
+    "similarity_by_edge",
+]
 
 
 def accuracy_by_depth(

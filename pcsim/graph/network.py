@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import ClassVar
 
 import networkx as nx
 import torch
@@ -31,6 +32,9 @@ class Network(nn.Module):
         >>> image, digit = net.add_node("image", (64,)), net.add_node("digit", (10,))
         >>> edge = net.add_edge(image, digit, nn.Linear(64, 10))
     """
+
+    picture: ClassVar[Callable[[Network], str] | None] = None
+    """Draws a network as SVG for notebooks; set by the drawing, so that the graph needs nothing of it."""
 
     def __init__(self) -> None:
         super().__init__()
