@@ -2,6 +2,7 @@
 
 from pcsim import data, diagnosis, errors, plots, topologies
 from pcsim.callbacks import BatchRecord, Callback, Checkpoint, EarlyStopping, EpochRecord, History
+from pcsim.conversion import from_sequential, to_module
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import Backprop, ForwardUpdate, IncrementalUpdate, LearningRule, SettledUpdate
 from pcsim.dynamics.nudging import Nudging
@@ -18,6 +19,7 @@ from pcsim.graph.network import Network
 from pcsim.graph.node import Concatenate, Node, Product, Sum
 from pcsim.graph.rewrite import balance_paths, is_auxiliary
 from pcsim.metrics import Accuracy, ErrorByLevel, Metric, RelaxedEnergy
+from pcsim.saving import load_network, register_module, save_network
 from pcsim.simulator import Simulator, Trace
 from pcsim.training import Trainer, warmup_cosine
 from pcsim.version import __version__
@@ -69,9 +71,14 @@ __all__ = [
     "data",
     "diagnosis",
     "errors",
+    "from_sequential",
     "is_auxiliary",
+    "load_network",
     "plots",
     "register_kernel",
+    "register_module",
+    "save_network",
+    "to_module",
     "topologies",
     "warmup_cosine",
 ]

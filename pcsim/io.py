@@ -36,7 +36,12 @@ def save(path: str | os.PathLike[str], kind: str, tree: Tree) -> None:
     """
     tensors: dict[str, Tensor] = {}
     header = json.dumps({"kind": kind, "version": VERSION, "tree": _encoded(tree, kind, tensors)})
-    content = safetensors.torch.save(tensors, {HEADER: header, DIGEST: _digest(tensors, header)})
+    try:
+        content = safetensors.torch.save(tensors, {HEADER: header, DIGEST: _digest(tensors, header)})
+    except (KeyError, ValueError) as error:
+        raise FileError(
+            f"{kind}: a tensor is of a type that safetensors does not hold ({error}); convert it"
+        ) from error
     file = Path(path)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
