@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pcsim import notebook
 from pcsim.dynamics.inference import Relaxation, check_delay
 from pcsim.dynamics.learning import LearningRule, SettledUpdate
 from pcsim.dynamics.nudging import Nudging
@@ -62,6 +63,18 @@ class Trace:
         if name not in self.nodes:
             raise StateError(f"node {name!r} has no energy in this run; those that have: {', '.join(self.nodes)}")
         return self.energies[:, self.nodes.index(name)]
+
+    def _repr_html_(self) -> str:
+        caption = f"Trace of {self.steps} steps over {len(self.nodes)} nodes with an energy"
+        if self.energies is None:
+            return notebook.table((), (), caption=f"{caption}; no energies recorded (infer(..., record=True))")
+        means, rows = self.energies.double().mean(2), []
+        for level in sorted({self.levels[name] for name in self.nodes if name in self.levels}):
+            members = [place for place, name in enumerate(self.nodes) if self.levels.get(name) == level]
+            start, end = means[:, members].sum(1)[[0, -1]].tolist()
+            rows.append((str(level), ", ".join(self.nodes[place] for place in members), f"{start:.4g}", f"{end:.4g}"))
+        headings = ("level", "nodes", "energy per sample at the start", "at the end")
+        return notebook.table(headings, rows, caption=caption)
 
 
 class Simulator:

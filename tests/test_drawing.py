@@ -319,3 +319,59 @@ def test_the_svg_is_well_formed_and_the_same_every_time() -> None:
     assert root.tag.endswith("svg")
     assert "<script>" in "".join(root.itertext())
     assert "<script>" not in first
+
+
+def cells(page: str) -> list[list[str]]:
+    """Rows of the one table of a page, headings first."""
+    tree = ElementTree.fromstring(page[page.index("<table>") :])
+    return [[cell.text or "" for cell in row] for row in tree.iter("tr")]
+
+
+def test_a_network_shows_its_picture_and_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = mlp([2, 3, 2])
+    net.add_node("<b>", (1,))
+    page = net._repr_html_()
+    assert page.startswith('<div style="overflow-x: auto"><svg')
+    assert "<b>" not in page
+    assert [row[0] for row in cells(page)] == ["node", "input", "hidden1", "output", "<b>"]
+    assert cells(page)[2][2:4] == ["3", "input (Linear)"]
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert net._repr_html_() == page[page.index("<table>") :]
+    assert cells(pcsim.Network()._repr_html_()) == [cells(page)[0]]
+
+
+def test_a_long_table_loses_its_middle() -> None:
+    rows = cells(mlp([2] * 101)._repr_html_())
+    assert [row[0] for row in rows[:2]] == ["node", "input"]
+    assert rows[21] == ["… 61 more …"]
+    assert rows[-1][0] == "output"
+    assert len(rows) == 42
+
+
+def test_a_plan_is_a_table_of_its_steps() -> None:
+    net = mlp([2, 3, 2])
+    sim = pcsim.Simulator(net, pcsim.Relaxation(steps=5, rate=0.1))
+    sim.infer({"input": torch.ones(4, 2), "output": torch.ones(4, 2)})
+    headings, *rows = cells(sim.plan._repr_html_())
+    assert headings == ["", "predict", "push", "message", "move", "weights"]
+    text = str(sim.plan)
+    assert [row[0] for row in rows] == ["step 0", "steps 1 to 4", "learn"]
+    for row in rows:
+        assert f"{row[0]}:\n  predict  {row[1]}\n" in text
+    assert f"  move     {rows[0][4]}\n" in text
+    assert rows[-1][-1] in text.splitlines()[-2]
+
+
+def test_a_trace_is_a_table_of_its_levels() -> None:
+    net = mlp([2, 3, 2])
+    sim = pcsim.Simulator(net, pcsim.Relaxation(steps=5, rate=0.1))
+    clamps = {"input": torch.ones(4, 2), "output": torch.ones(4, 2)}
+    trace = sim.infer(clamps, record=True)
+    headings, *rows = cells(trace._repr_html_())
+    assert headings[:2] == ["level", "nodes"]
+    assert [row[:2] for row in rows] == [["0", "output"], ["1", "hidden1"]]
+    energies = pcsim.diagnosis.level_energies(trace)
+    for level, row in enumerate(rows):
+        assert float(row[2]) == pytest.approx(float(energies[0, level]), rel=1e-3)
+        assert float(row[3]) == pytest.approx(float(energies[-1, level]), rel=1e-3)
+    assert "record=True" in sim.infer(clamps)._repr_html_()

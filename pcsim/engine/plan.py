@@ -23,7 +23,7 @@ from torch import nn
 
 from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.engine import Problem
-from pcsim.engine.stacks import stack_nodes
+from pcsim.engine.plan_table import describe, html
 from pcsim.graph.energy import Gaussian
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -361,6 +361,9 @@ class Plan:
     def __str__(self) -> str:
         return describe(self)
 
+    def _repr_html_(self) -> str:
+        return html(self)
+
 
 def _is_zero(precision: object) -> bool:
     return isinstance(precision, float) and precision == 0
@@ -376,45 +379,3 @@ def _uses(parameters: dict[nn.Parameter, int], parts: list[list[nn.Parameter]]) 
     ]
     users, used = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(users, np.intp), np.array(used, np.intp)
-
-
-def describe(plan: Plan) -> str:
-    """A plan as text: who moves at each step, what is computed for it, and what was left out."""
-    wiring = plan.wiring
-    names = [node.name for node in wiring.nodes]
-    edges = [edge.name for edge in wiring.edges]
-    lines, first = [], 0
-    for stack in stack_nodes(plan, stacking=True):
-        kind = "given" if stack.given else "deterministic" if stack.deterministic else "latent"
-        shape = "x".join(map(str, stack.nodes[0].shape)) or "1"
-        members = np.zeros(len(names), bool)
-        members[stack.positions] = True
-        into = int(members[wiring.target].sum())
-        lines.append(f"stack of {len(stack.nodes)} {kind} {shape}, {into} edges into it: {_shown(members, names)}")
-    for last, position in enumerate(plan.sequence):
-        if last + 1 < len(plan.sequence) and plan.sequence[last + 1] == position:
-            continue
-        phase = plan.phases[position]
-        steps = f"step {first}" if first == last else f"steps {first} to {last}"
-        lines.append(f"{steps}:")
-        lines.append(f"  predict  {_shown(phase.refresh, edges)}")
-        lines.append(f"  push     {_shown(phase.push, names)}")
-        lines.append(f"  message  {_shown(phase.message, edges)}")
-        lines.append(f"  move     {_shown(phase.move, names)}")
-        if plan.teaching:
-            lines.append(f"  learn    {_shown(phase.teach[wiring.target], edges)}")
-        first = last + 1
-    if not plan.teaching:
-        learning = plan.learning()
-        lines.append(f"learn:\n  predict  {_shown(learning.refresh, edges)}")
-        lines.append(f"  weights  {_shown(learning.teach[wiring.target], edges)}")
-    lines.append(f"left out: {plan.left_out():.1%} of the predictions and messages of {len(plan.sequence)} full steps")
-    return "\n".join(lines)
-
-
-def _shown(mask: Mask, names: list[str], most: int = 6) -> str:
-    chosen = [names[position] for position in np.flatnonzero(mask)]
-    if len(chosen) == len(names) > most:
-        return f"all {len(names)}"
-    more = f" and {len(chosen) - most} more" if len(chosen) > most else ""
-    return (", ".join(chosen[:most]) + more) or "-"

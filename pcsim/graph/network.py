@@ -15,6 +15,7 @@ from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Energy, LearnedPrecision
 from pcsim.graph.evaluation import Snapshot, probe, tensor_options
 from pcsim.graph.levels import levels_to
+from pcsim.graph.network_html import network_html
 from pcsim.graph.node import Node, StateReader, Sum
 from pcsim.graph.table import network_table
 
@@ -406,6 +407,10 @@ class Network(nn.Module):
 
     def __str__(self) -> str:
         return network_table(self)
+
+    def _repr_html_(self) -> str:
+        # A notebook would show HTML or SVG, and not both; so the picture is part of the HTML.
+        return network_html(self, "" if Network.picture is None else Network.picture(self))
 
 
 def listed(names: Mapping[str, object], most: int = 12) -> str:

@@ -1,0 +1,30 @@
+"""Tables as HTML, for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+MOST_ROWS = 40
+"""A longer table loses its middle."""
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -> str:
+    """A table as HTML, whatever its cells hold; the middle of a long one is left out, with the number of its rows.
+
+    Args:
+        headings: one per column.
+        rows: cells, as many as there are headings in each.
+        caption: one line above the table.
+    """
+    lines = [_row(row, "td") for row in rows]
+    if len(rows) > MOST_ROWS:
+        half = MOST_ROWS // 2
+        left_out = f'<tr><td colspan="{len(headings)}">… {len(rows) - 2 * half:,} more …</td></tr>'
+        lines = [*lines[:half], left_out, *lines[-half:]]
+    head = f"<caption>{escape(caption)}</caption><thead>{_row(headings, 'th')}</thead>"
+    return f"<table>{head}<tbody>{''.join(lines)}</tbody></table>"
+
+
+def _row(cells: Sequence[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
