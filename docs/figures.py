@@ -1,0 +1,253 @@
+"""Draws the figures of the documentation: `python docs/figures.py` remakes docs/figures/*.png, in about a minute."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from torch import Tensor
+
+import pcsim
+from pcsim import diagnosis, plots
+
+FOLDER = Path(__file__).parent / "figures"
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#BBBBBB"
+METHODS: dict[str, tuple[pcsim.PrecisionSchedule, pcsim.LearningRule]] = {
+    "PC": (pcsim.Constant(), pcsim.SettledUpdate()),
+    "PC + FU": (pcsim.Constant(), pcsim.ForwardUpdate()),
+    "spiking": (pcsim.Spiking(), pcsim.SettledUpdate()),
+    "spiking + FU": (pcsim.Spiking(), pcsim.ForwardUpdate()),
+}
+
+
+def anatomy() -> Figure:
+    """One edge between two nodes, and what each of them holds."""
+    figure = plots.new_figure(7.5, 2.6)
+    axes = figure.subplots()
+    for x, name, lines in (
+        (0, "source m", ("value $v_m$", "prediction $u_m$", "error $ε_m = v_m - u_m$")),
+        (6, "target n", ("value $v_n$", "prediction $u_n$", "error $ε_n = v_n - u_n$", "precision $π_n$")),
+    ):
+        axes.add_patch(Rectangle((x - 1.2, -1.1), 2.4, 2.2, fill=False, linewidth=1.5))
+        axes.text(x, 1.3, name, ha="center", weight="bold")
+        for row, line in enumerate(lines):
+            axes.text(x - 1.05, 0.72 - 0.5 * row, line, va="center")
+    for y, start, end, colour in ((0.5, 1.2, 4.8, BLUE), (-0.6, 4.8, 1.2, RED)):
+        axes.add_patch(FancyArrowPatch((start, y), (end, y), arrowstyle="-|>", mutation_scale=16, color=colour))
+    axes.text(3, 0.62, "$a_e = gain_e · f_e(v_m)$", ha="center", va="bottom", color=BLUE)
+    axes.text(3, 0.32, "predicts", ha="center", va="top", color=BLUE)
+    axes.text(3, -0.48, "$m_e = (∂a_e/∂v_m)^T δ_n$", ha="center", va="bottom", color=RED)
+    axes.text(3, -0.78, "feeds the error back", ha="center", va="top", color=RED)
+    axes.set(xlim=(-1.4, 7.4), ylim=(-1.3, 1.7))
+    axes.axis("off")
+    return figure
+
+
+def schedules() -> Figure:
+    """Precision by level and step, of each schedule."""
+    steps = 8
+    figure = plots.new_figure(8, 2.9)
+    panels = figure.subplots(1, 3, sharey=True)
+    shown = {
+        "Constant()": pcsim.Constant(),
+        "Spiking(alpha=0.001)": pcsim.Spiking(),
+        "Decaying()": pcsim.Decaying(),
+    }
+    for axes, (title, schedule) in zip(panels, shown.items(), strict=True):
+        numbers = torch.tensor([[schedule.at(t, level, steps) for t in range(steps)] for level in range(steps)])
+        axes.set_facecolor("#DDDDDD")
+        image = axes.pcolormesh(numbers.masked_fill(numbers == 0, torch.nan).numpy(), norm=LogNorm(1e-5, 1))
+        axes.set(title=title, xlabel="inference step t", xticks=[t + 0.5 for t in range(0, steps, 2)])
+        axes.set_xticklabels(range(0, steps, 2))
+        axes.set(yticks=[level + 0.5 for level in range(0, steps, 2)], yticklabels=range(0, steps, 2))
+    panels[0].set_ylabel("level (hops from the target)")
+    figure.colorbar(image, ax=list(panels), label="precision π (grey: 0)")
+    return figure
+
+
+def deep(method: str, depth: int = 12) -> tuple[pcsim.Simulator, dict[str, Tensor]]:
+    """An untrained chain on a batch of digits."""
+    torch.manual_seed(0)
+    train, _ = pcsim.data.digits()
+    net = pcsim.topologies.mlp([64, *[128] * (depth - 1), 10])
+    precision, rule = METHODS[method]
+    sim = pcsim.Simulator(net, pcsim.Relaxation(depth, 0.2, precision=precision), rule)
+    return sim, {
+        "input": (train.images[:256] - train.images.mean()) / train.images.std(),
+        "output": train.one_hot()[:256],
+    }
+
+
+def relaxation() -> Figure:
+    """Where the energy is, level by level and step by step."""
+    traces = {}
+    for method in ("PC", "spiking"):
+        sim, clamps = deep(method)
+        traces[f"{method}, 12 edges, untrained"] = sim.infer(clamps, record=True)
+    figure = plots.new_figure(8, 3.2)
+    plots.energy_by_level(traces, figure=figure)
+    return figure
+
+
+def similarity() -> Figure:
+    """How the weights' updates agree with backprop's, edge by edge."""
+    found = {}
+    for method in METHODS:
+        sim, clamps = deep(method)
+        found[method] = diagnosis.update_similarity(sim, clamps)
+    figure = plots.new_figure(7.5, 3.8)
+    plots.similarity_by_edge(found, figure=figure)
+    return figure
+
+
+def descent() -> Figure:
+    """The energy of one batch while latents relax, at three rates."""
+    torch.manual_seed(0)
+    train, _ = pcsim.data.digits()
+    net = pcsim.topologies.mlp([64, 128, 128, 10])
+    figure = plots.new_figure(6.5, 3.2)
+    axes = figure.subplots()
+    for rate, colour, dashes in ((0.05, BLUE, "-"), (0.2, GREEN, "--"), (0.5, ORANGE, "-.")):
+        trace = pcsim.Simulator(net, pcsim.Relaxation(30, rate)).infer(
+            {"input": train.images[:256], "output": train.one_hot()[:256]}, record=True
+        )
+        axes.plot((trace.free_energies / 256).tolist(), color=colour, linestyle=dashes, label=f"rate {rate}")
+    axes.set(xlabel="inference step", ylabel="energy F per sample", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def auxiliary() -> Figure:
+    """A block with a skip path, without and with auxiliary neurons, laid out by level."""
+    plain = pcsim.topologies.residual_mlp(64, 16, 10, blocks=1)
+    figure = plots.new_figure(8, 3.4)
+    panels = figure.subplots(2, 1, sharex=True)
+    both = {"as built: the skip is two hops shorter": plain, "balance_paths": pcsim.balance_paths(plain, rate=0.5)}
+    for axes, (title, net) in zip(panels, both.items(), strict=True):
+        _lay_out(axes, net)
+        axes.set_title(title, fontsize=10)
+    return figure
+
+
+def _lay_out(axes: Any, net: pcsim.Network) -> None:
+    levels = net.levels()
+    places: dict[str, tuple[float, float]] = {}
+    for name, node in net.nodes.items():
+        # A deterministic node has the level of its main path's last latent, and stands between that and the next.
+        x = -levels[name] + (0.5 if node.deterministic else 0.0)
+        places[name] = (x, 1.0 if pcsim.is_auxiliary(node) else 0.0)
+    for edge in net.edges.values():
+        start, end = places[edge.source_name], places[edge.target_name]
+        bent = "arc3,rad=-0.35" if start[1] == end[1] and end[0] - start[0] > 1.2 else "arc3"
+        axes.add_patch(
+            FancyArrowPatch(
+                start,
+                end,
+                arrowstyle="-|>",
+                connectionstyle=bent,
+                mutation_scale=12,
+                shrinkA=16,
+                shrinkB=16,
+                color="#555555",
+            )
+        )
+    for name, (x, y) in places.items():
+        colour = GREEN if pcsim.is_auxiliary(net[name]) else GREY if net[name].deterministic else "#9CC9E8"
+        axes.text(x, y, name.replace("skip1/", ""), ha="center", va="center", fontsize=9,
+                  bbox={"boxstyle": "round", "facecolor": colour, "edgecolor": "none"})  # fmt: skip
+    for level in set(levels.values()):
+        axes.text(-level, -0.75, f"level {level}", ha="center", fontsize=8, color="#777777")
+    axes.set(xlim=(-4.6, 0.5), ylim=(-0.9, 1.5))
+    axes.axis("off")
+
+
+def plan() -> Figure:
+    """What is computed for which edge at which step, with two schedules."""
+    net = pcsim.topologies.mlp([8, 8, 8, 8, 8, 4])
+    clamps = {"input": torch.zeros(1, 8), "output": torch.ones(1, 4)}
+    figure = plots.new_figure(8, 3.3)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, schedule in zip(panels, (pcsim.Constant(), pcsim.Spiking(alpha=0.0)), strict=True):
+        sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.5, precision=schedule), pcsim.ForwardUpdate())
+        sim.infer(clamps)
+        made = sim.plan
+        for step, position in enumerate(made.sequence):
+            phase = made.phases[position]
+            for row, (predicts, sends) in enumerate(zip(phase.refresh, phase.message, strict=True)):
+                for place, active, colour in ((0.06, predicts, BLUE), (0.5, sends, RED)):
+                    face = colour if active else "#EEEEEE"
+                    axes.add_patch(Rectangle((step + place, row + 0.1), 0.42, 0.8, facecolor=face, edgecolor="none"))
+        names = [edge.name.replace("->", " → ") for edge in made.wiring.edges]
+        axes.set(xlim=(0, len(made.sequence)), ylim=(0, len(names)), xlabel="inference step")
+        axes.set(xticks=[t + 0.5 for t in range(len(made.sequence))], xticklabels=range(len(made.sequence)))
+        axes.set(yticks=[row + 0.5 for row in range(len(names))], yticklabels=names)
+        axes.set_title(f"{schedule}: {made.left_out():.0%} left out", fontsize=10)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+    marks = [Rectangle((0, 0), 1, 1, facecolor=colour) for colour in (BLUE, RED, "#EEEEEE")]
+    figure.legend(marks, ["prediction", "message", "exactly zero or unchanged: left out"], loc="outside lower center",
+                  ncols=3, frameon=False)  # fmt: skip
+    return figure
+
+
+def skip() -> Figure:
+    """When the error reaches each node of a skip network, without and with auxiliary neurons."""
+    torch.manual_seed(0)
+    plain = pcsim.topologies.residual_mlp(64, 64, 10, blocks=4)
+    train, _ = pcsim.data.digits()
+    traces = {}
+    for title, net in (("without auxiliary neurons", plain), ("with", pcsim.balance_paths(plain, 0.5))):
+        sim = pcsim.Simulator(net, pcsim.Relaxation(12, 0.5, precision=pcsim.Spiking()))
+        traces[title] = sim.infer({"input": train.images[:64], "output": train.one_hot()[:64]}, record=True)
+    figure = plots.new_figure(6, 3.2)
+    plots.error_front(traces, figure=figure)
+    return figure
+
+
+def tutorial() -> Figure:
+    """Test accuracy by epoch of the tutorial's deep network, by three methods."""
+    train, test = pcsim.data.digits()
+    batches = [(train.images[i : i + 64], train.one_hot()[i : i + 64]) for i in range(0, len(train), 64)]
+    figure = plots.new_figure(6.5, 3.2)
+    axes = figure.subplots()
+    for (title, method), colour, marker in (
+        (("backprop", (pcsim.Constant(), pcsim.Backprop())), "black", "o"),
+        (("plain PC", METHODS["PC"]), RED, "s"),
+        (("spiking + FU", METHODS["spiking + FU"]), BLUE, "D"),
+    ):
+        torch.manual_seed(0)
+        net = pcsim.topologies.mlp([64, *[128] * 19, 10])
+        sim = pcsim.Simulator(net, pcsim.Relaxation(20, 0.5, precision=method[0]), method[1])
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+        trainer = pcsim.Trainer(sim, optimizer, metrics=[pcsim.Accuracy()], progress=False, seed=0)
+        history = trainer.fit(batches, epochs=6, validation=[(test.images, test.one_hot())])
+        axes.plot(range(1, 7), history.of("accuracy", "validation"), color=colour, marker=marker, label=title)
+    axes.set(xlabel="epoch", ylabel="test accuracy, 20 layers", ylim=(0, 1.03))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="center right")
+    return figure
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    function.__name__: function
+    for function in (anatomy, schedules, descent, relaxation, similarity, auxiliary, skip, plan, tutorial)
+}
+
+
+def main(names: list[str], folder: Path = FOLDER) -> None:
+    """Draw some, or all."""
+    torch.set_num_threads(1)
+    for name in names or list(FIGURES):
+        FIGURES[name]().savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
+        print(folder / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
