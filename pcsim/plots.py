@@ -15,6 +15,7 @@ from pcsim import diagnosis
 from pcsim.drawing import draw, graphviz
 from pcsim.errors import SettingError
 from pcsim.figures import DECADES, LINES, UNREACHED, new_figure
+from pcsim.looking import energy_over_steps, error_histograms
 from pcsim.simulator import Trace
 
 if TYPE_CHECKING:
@@ -25,8 +26,10 @@ __all__ = [
     "accuracy_by_depth",
     "draw",
     "energy_by_level",
+    "energy_over_steps",
     "error_by_level",
     "error_front",
+    "error_histograms",
     "graphviz",
     "imbalance_by_step",
     "new_figure",

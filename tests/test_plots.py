@@ -78,3 +78,63 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(PCError, match=r"pip install 'pcsim\[examples\]'"):
         plots.new_figure()
+
+
+def deep() -> tuple[pcsim.Network, pcsim.Trace]:
+    net = pcsim.topologies.mlp([3] * 20)
+    sim = pcsim.Simulator(net, pcsim.Relaxation(steps=4, rate=0.1))
+    return net, sim.infer({"input": torch.ones(5, 3), "output": torch.ones(5, 3)}, record=True)
+
+
+def test_energy_over_steps_draws_each_level_from_its_first_energy_on(tmp_path: Path) -> None:
+    recorded = trace()
+    figure = plots.energy_over_steps(recorded)
+    (axes,) = figure.axes
+    assert axes.get_yscale() == "log"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["level 0", "level 1"]
+    energies = diagnosis.level_energies(recorded)
+    first, second = (torch.tensor(line.get_ydata()) for line in axes.lines)
+    torch.testing.assert_close(first, energies[:, 0])
+    assert second[0].isnan()
+    torch.testing.assert_close(second[1:], energies[1:, 1])
+    figure.savefig(tmp_path / "energies.png")
+
+
+def test_many_levels_are_told_apart_by_a_colour_bar_and_unreached_ones_are_left_out() -> None:
+    _, recorded = deep()
+    axes, bar = plots.energy_over_steps(recorded).axes
+    assert len(axes.lines) == 5  # in four steps the error reaches four levels above the target
+    assert axes.get_legend() is None
+    assert "level" in bar.get_ylabel()
+
+
+def test_error_histograms_count_every_unit_of_every_sample() -> None:
+    with pytest.raises(SettingError, match="no node"):
+        plots.error_histograms(pcsim.Network())
+    net, _ = deep()
+    for by, titles in (("level", ["level 0", "level 1"]), ("node", ["hidden1", "hidden2"])):
+        figure = plots.error_histograms(net, by=by, bins=7)
+        shown = [axes for axes in figure.axes if axes.get_title()]
+        assert len(shown) == 16
+        assert [axes.get_title().split(",")[0] for axes in shown][:2] == titles
+        assert {len(axes.patches) for axes in shown} == {7}
+        assert {sum(bar.get_height() for bar in axes.patches) for axes in shown} == {15}
+    some = plots.error_histograms(net, levels={f"hidden{level}": level for level in range(1, 6)}).axes
+    assert [axes.axison for axes in some] == [True] * 5 + [False] * 3
+    last = plots.error_histograms(net, levels={"output": 0, "hidden18": 3}).axes[1]
+    rms = float(net["hidden18"].error.double().square().mean().sqrt())
+    assert last.get_title() == f"level 3, rms {rms:.2g}"
+
+
+def test_histograms_of_what_has_not_run_or_makes_no_sense_are_refused() -> None:
+    net = pcsim.topologies.mlp([3, 3])
+    with pytest.raises(StateError, match="no state yet"):
+        plots.error_histograms(net)
+    with pytest.raises(SettingError, match="'layer'"):
+        plots.error_histograms(net, by="layer")
+    with pytest.raises(SettingError, match="bins=0"):
+        plots.error_histograms(net, bins=0)
+    with pytest.raises(StateError, match="record=True"):
+        plots.energy_over_steps(trace(record=False))
+    with pytest.raises(SettingError, match="above zero"):
+        plots.energy_over_steps(pcsim.Trace(0, ("alone",), {"alone": 0}, torch.zeros(1, 1, 1)))
