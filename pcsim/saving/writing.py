@@ -115,11 +115,14 @@ class Writer:
 
     def _config(self, recipe: Recipe, thing: object, place: str) -> Mapping[str, Any]:
         try:
-            return recipe.config(thing)
-        except FileError as error:
+            config = recipe.config(thing)
+        except Exception as error:
             raise FileError(
-                f"{place}, {recipe.name}, cannot be kept: {error}; register the class with a config"
+                f"{place} is a {recipe.name}, whose arguments cannot be told: {error}; register the class with a config"
             ) from error
+        if not isinstance(config, Mapping):
+            raise FileError(f"{place}: the config of {recipe.name} gave {config!r}, expected the arguments by name")
+        return config
 
     def _packed(self, value: Any, place: str, given: dict[int, nn.Module]) -> Any:
         """A config as a tree, modules by their numbers; notes which modules are in it."""
