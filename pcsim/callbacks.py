@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 from torch import Tensor
 
-from pcsim.errors import SettingError
+from pcsim.errors import PCError, SettingError
 from pcsim.simulator import Trace
 
 if TYPE_CHECKING:
@@ -186,3 +187,72 @@ class Checkpoint(Callback):
         """Write it, if it is time."""
         if record.epoch % self.every == 0:
             trainer.save_checkpoint(self.path)
+
+
+class TensorBoard(Callback):
+    """Writes what TensorBoard shows: ``tensorboard --logdir <log_dir>``.
+
+    By epoch: "train/<metric>" and "validation/<metric>", and "learning_rate". By batch, counted over all epochs:
+    "energy/level_<level>", E_n of the relaxed state before precision, summed over the nodes of a level and averaged
+    over the samples, and "error/level_<level>", ‖ε‖ over the units and nodes of a level, root mean square over the
+    samples, both at the weights after the update. Level 0 holds the targets (SPEC §2, Arrival).
+
+    Args:
+        log_dir: folder for the event files; every call of ``fit`` adds one.
+        every: energies and errors are written on the first batch of each epoch and on every so-many-th after it, at
+            least 1. Reading them costs an evaluation of the whole network, which the metrics of the relaxed state
+            share (``Trainer(relaxed_every=)``).
+
+    Raises:
+        SettingError: ``every`` is less than 1.
+        PCError: tensorboard is missing.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike[str], *, every: int = 100) -> None:
+        if every < 1:
+            raise SettingError(f"TensorBoard.every: given {every}, expected at least 1")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise PCError("TensorBoard needs tensorboard: pip install 'pcsim[tensorboard]'") from error
+        self.log_dir, self.every = log_dir, every
+        self._open: Callable[[str], Any] = SummaryWriter
+        self._writer: Any = None
+        self._batches = 0
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Open an event file."""
+        self._writer = self._open(os.fspath(self.log_dir))
+
+    def on_batch_end(self, trainer: Trainer, record: BatchRecord) -> None:
+        """Write energies and errors by level, if it is time."""
+        if record.batch % self.every == 0:
+            nodes, levels = trainer.simulator.network.nodes, record.trace.levels
+            for level in sorted({levels[name] for name in record.trace.nodes if name in levels}):
+                members = [nodes[name] for name in record.trace.nodes if levels.get(name) == level]
+                energy = sum(node.energy.double().mean().item() for node in members)
+                error = sum(node.error.double().flatten(1).square().sum(1).mean().item() for node in members)
+                self._writer.add_scalar(f"energy/level_{level}", energy, self._batches)
+                self._writer.add_scalar(f"error/level_{level}", math.sqrt(error), self._batches)
+        self._batches += 1
+
+    def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
+        """Write the metrics and the learning rate."""
+        for part, metrics in (("train", record.train), ("validation", record.validation)):
+            for metric, number in metrics.items():
+                self._writer.add_scalar(f"{part}/{metric}", number, record.epoch)
+        self._writer.add_scalar("learning_rate", record.learning_rate, record.epoch)
+
+    def on_fit_end(self, trainer: Trainer, history: History) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches there have been."""
+        return {"batches": self._batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        self._batches = state["batches"]
