@@ -18,7 +18,7 @@ BAND = 14.5
 """Length of a band that fits on a page; longer in networks of so many columns that the drawing would be narrow."""
 
 CLEARANCE, LANE = 0.14, 0.09
-PADDING = 0.11
+PADDING = 0.17
 """Between the boxes of a block and its frame."""
 
 MOST_PARALLEL = 3
