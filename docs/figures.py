@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.colors import LogNorm
@@ -125,47 +124,18 @@ def descent() -> Figure:
 
 
 def auxiliary() -> Figure:
-    """A block with a skip path, without and with auxiliary neurons, laid out by level."""
+    """A block with a skip path, without and with auxiliary neurons."""
     plain = pcsim.topologies.residual_mlp(64, 16, 10, blocks=1)
-    figure = plots.new_figure(8, 3.4)
-    panels = figure.subplots(2, 1, sharex=True)
-    both = {"as built: the skip is two hops shorter": plain, "balance_paths": pcsim.balance_paths(plain, rate=0.5)}
-    for axes, (title, net) in zip(panels, both.items(), strict=True):
-        _lay_out(axes, net)
-        axes.set_title(title, fontsize=10)
+    figure = plots.new_figure(9, 4.6)
+    for part, net in zip(figure.subfigures(2), (plain, pcsim.balance_paths(plain, rate=0.5)), strict=True):
+        plots.draw(net, clamped=["input", "output"], figure=part)
     return figure
 
 
-def _lay_out(axes: Any, net: pcsim.Network) -> None:
-    levels = net.levels()
-    places: dict[str, tuple[float, float]] = {}
-    for name, node in net.nodes.items():
-        # A deterministic node has the level of its main path's last latent, and stands between that and the next.
-        x = -levels[name] + (0.5 if node.deterministic else 0.0)
-        places[name] = (x, 1.0 if pcsim.is_auxiliary(node) else 0.0)
-    for edge in net.edges.values():
-        start, end = places[edge.source_name], places[edge.target_name]
-        bent = "arc3,rad=-0.35" if start[1] == end[1] and end[0] - start[0] > 1.2 else "arc3"
-        axes.add_patch(
-            FancyArrowPatch(
-                start,
-                end,
-                arrowstyle="-|>",
-                connectionstyle=bent,
-                mutation_scale=12,
-                shrinkA=16,
-                shrinkB=16,
-                color="#555555",
-            )
-        )
-    for name, (x, y) in places.items():
-        colour = GREEN if pcsim.is_auxiliary(net[name]) else GREY if net[name].deterministic else "#9CC9E8"
-        axes.text(x, y, name.replace("skip1/", ""), ha="center", va="center", fontsize=9,
-                  bbox={"boxstyle": "round", "facecolor": colour, "edgecolor": "none"})  # fmt: skip
-    for level in set(levels.values()):
-        axes.text(-level, -0.75, f"level {level}", ha="center", fontsize=8, color="#777777")
-    axes.set(xlim=(-4.6, 0.5), ylim=(-0.9, 1.5))
-    axes.axis("off")
+def folded() -> Figure:
+    """A network of sixteen blocks, its repeated part drawn once."""
+    net = pcsim.balance_paths(pcsim.topologies.residual_mlp(64, 16, 10, blocks=16), rate=0.5)
+    return plots.draw(net, clamped=["input", "output"])
 
 
 def plan() -> Figure:
@@ -237,7 +207,7 @@ def tutorial() -> Figure:
 
 FIGURES: dict[str, Callable[[], Figure]] = {
     function.__name__: function
-    for function in (anatomy, schedules, descent, relaxation, similarity, auxiliary, skip, plan, tutorial)
+    for function in (anatomy, schedules, descent, relaxation, similarity, auxiliary, folded, skip, plan, tutorial)
 }
 
 

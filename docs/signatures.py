@@ -10,17 +10,19 @@ import attrs
 import griffe
 
 # What a person reads as it stands, and Markdown as a quotation or as emphasis: "rate: > 0", "(batch, *shape)".
-MARKUP = re.compile(r"(?<=: )(>)(?= )|(?<![\\*\w`])(\*)(?=\w)", re.MULTILINE)
+MARKUP = re.compile(r"^ *(?:>>>|\.\.\.) .*$|(?<=: )>(?= )|(?<![\\*\w`])\*(?=\w)", re.MULTILINE)
+# The singular has no section of its own in griffe, and its prompts would become quotations.
+EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
 
 
 class Docstrings(griffe.Extension):
     """Escapes what is no Markdown, and adds ``__init__`` to every attrs class, as attrs does."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Escape an object's docstring."""
+        """Escape an object's docstring, but for the code in it."""
         if obj.docstring is not None:
-            plain = obj.docstring.value.replace("\\\\*", "*")
-            obj.docstring.value = MARKUP.sub(lambda found: f"\\{found[0]}", plain)
+            plain = EXAMPLE.sub(r"\1Examples:", obj.docstring.value.replace("\\\\*", "*"))
+            obj.docstring.value = MARKUP.sub(lambda f: f[0] if len(f[0]) > 1 else f"\\{f[0]}", plain)
 
     def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
         """Add it, with the parameters in attrs' order."""
