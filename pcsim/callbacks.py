@@ -231,7 +231,7 @@ class TensorBoard(Callback):
             for level in sorted({levels[name] for name in record.trace.nodes if name in levels}):
                 members = [nodes[name] for name in record.trace.nodes if levels.get(name) == level]
                 energy = sum(node.energy.double().mean().item() for node in members)
-                error = sum(node.error.double().flatten(1).square().sum(1).mean().item() for node in members)
+                error = sum(node.error.double().square().sum().item() / len(node.error) for node in members)
                 self._writer.add_scalar(f"energy/level_{level}", energy, self._batches)
                 self._writer.add_scalar(f"error/level_{level}", math.sqrt(error), self._batches)
         self._batches += 1

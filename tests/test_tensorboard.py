@@ -38,6 +38,17 @@ class Writer:
         self.closed = True
 
 
+class Scale(torch.nn.Module):
+    """Multiplies by a number that it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value * self.factor
+
+
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[Writer]:
     module = ModuleType("torch.utils.tensorboard")
@@ -99,6 +110,19 @@ def test_energies_and_errors_are_written_by_level_every_so_many_batches(written:
             [watch.seen[step][place] for step in (0, 2, 3, 5)]
         )
     assert not any(tag.endswith("level_2") for tag in scalars)
+
+
+def test_nodes_of_a_single_unit_without_axes_are_written(written: list[Writer]) -> None:
+    net = pcsim.Network()
+    net.add_node("input", ())
+    net.add_node("output", ())
+    net.add_edge("input", "output", Scale())
+    sim = pcsim.Simulator(net, pcsim.Relaxation(steps=1, rate=0.1))
+    optimizer = optim.SGD(net.parameters(), lr=0.0)
+    own = pcsim.Trainer(sim, optimizer, metrics=(), callbacks=[TensorBoard("runs")], progress=False)
+    own.fit([(torch.tensor([1.0, 2.0]), torch.tensor([4.0, 6.0]))], epochs=1)
+    assert written[0].scalars["error/level_0"] == [(0, pytest.approx(12.5**0.5))]
+    assert written[0].scalars["energy/level_0"] == [(0, pytest.approx(6.25))]
 
 
 def test_writing_changes_nothing(written: list[Writer]) -> None:
