@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pcsim.errors import SettingError
+from pcsim.graph.energy import sample_norm
 from pcsim.graph.network import Network
 from pcsim.simulator import Trace
 
@@ -82,7 +83,7 @@ class ErrorByLevel(Metric):
         norms: dict[int, list[Tensor]] = {}
         for name in outcome.trace.nodes:
             if name in outcome.trace.levels:
-                norm = outcome.network[name].error.flatten(1).norm(dim=1).mean()
+                norm = sample_norm(outcome.network[name].error).mean()
                 norms.setdefault(outcome.trace.levels[name], []).append(norm)
         return {f"error_level_{level}": torch.stack(norms[level]).mean() for level in sorted(norms)}
 

@@ -79,8 +79,8 @@ def add_up(goal: Place, terms: list[Place]) -> None:
         torch.add(goal.read(), term.read(), out=goal.out)
 
 
-def approach(goal: Part, other: Part, share: float) -> None:
-    """Take a part so much of the way to another, 0 to 1."""
+def approach(goal: Part, other: Part, share: Scale) -> None:
+    """Take a part this share of the way to another."""
     if goal.out is None:
         goal.write(torch.lerp(goal.read(), other.read(), share))
     else:

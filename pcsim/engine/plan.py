@@ -77,6 +77,12 @@ class Wiring:
         """How many edges and nodes use each parameter."""
         self.edge_user, self.edge_used = _uses(parameters, self.edge_parameters)
         self.node_user, self.node_used = _uses(parameters, self.node_parameters)
+        self.teaching = self.any_of(np.isin(np.arange(len(self.edges)), self.edge_user), self.target)
+        """Nodes whose errors teach some parameter: of an edge into them, or of their own; and what passes them on."""
+        self.teaching[self.node_user] = True
+        for generation, into in self.generations:
+            passed = self.any_of(into & self.between & self.teaching[self.source], self.target)
+            self.teaching[generation] |= passed[generation]
 
     @staticmethod
     def _mask(names: Iterable[str], place: dict[str, int]) -> Mask:
@@ -217,7 +223,7 @@ class Plan:
         push = live if self.leave_out else wiring.energetic
         refresh, predict = self._refresh(self._live | push if self.problem.record else push)
         upstream = wiring.upstream(push)
-        receive = upstream if self.teaching else upstream & wiring.wanting
+        receive = upstream & (wiring.wanting | wiring.teaching if self.teaching else wiring.wanting)
         message = (push | receive)[wiring.target] & (wiring.wanting | receive)[wiring.source]
         move = self._moving(live)
         teach = live | wiring.upstream(live) if self.teaching else np.zeros_like(live)
@@ -298,14 +304,15 @@ class Plan:
         live = wiring.started | self._moved if rule.at_forward else self._live
         push = live & wiring.energetic & wiring.weighted
         upstream = wiring.upstream(push)
+        receive = upstream & wiring.teaching
         if rule.at_forward:
             refresh = self._ever_refreshed & (push | upstream)[wiring.target]
             predict = wiring.any_of(refresh, wiring.target)
         else:
             refresh, predict = self._refresh(push)
-        message = (push | upstream)[wiring.target] & upstream[wiring.source]
+        message = (push | receive)[wiring.target] & receive[wiring.source]
         nowhere = np.zeros_like(push)
-        return Phase(refresh, predict, push, upstream, message, push | upstream, nowhere, np.ones(len(push)) * push)
+        return Phase(refresh, predict, push, receive, message, push | receive, nowhere, np.ones(len(push)) * push)
 
     @cached_property
     def single_pushes(self) -> tuple[Mask, npt.NDArray[np.float64]]:
@@ -344,8 +351,8 @@ class Plan:
         if not rule.at_forward or type(rule).delta is not LearningRule.delta:
             return factors
         once, push = self.single_pushes
-        # Deterministic nodes gather several errors, each with a factor of its own.
-        known = once & ~wiring.any_of(wiring.between, wiring.target)
+        # Deterministic nodes that learn gather several errors, each with a factor of its own.
+        known = once & ~wiring.any_of(wiring.between & wiring.teaching[wiring.source], wiring.target)
         weights = np.array([node.weight for node in wiring.nodes])[known]
         rest = np.where(wiring.free[known], 1 - self.problem.relaxation.rate * push[known], 1.0)
         factors[known] = weights * rest / push[known]

@@ -16,6 +16,7 @@ from pcsim.engine.engine import Problem, Record, State
 from pcsim.engine.plan import Phase, Plan, Positions
 from pcsim.engine.stacks import Stacks
 from pcsim.engine.stages import Activity, Operations, Stages
+from pcsim.graph.energy import sample_norm
 
 
 class Program(Stages):
@@ -124,10 +125,9 @@ class Program(Stages):
         operations: Operations = []
         rate, (_, push) = self.problem.relaxation.rate, self.plan.single_pushes
         for buffers, rows in self._rows(self._pulling_last):
-            own = push[buffers.stack.positions[rows]]
-            for scale in np.unique(own):
-                value, prediction = (buffers.at(name, rows[own == scale]) for name in ("value", "prediction"))
-                operations.append(partial(do.approach, value, prediction, rate * float(scale)))
+            share = self._scale_of(rate * push[buffers.stack.positions[rows]], buffers)
+            value, prediction = buffers.at("value", rows), buffers.at("prediction", rows)
+            operations.append(partial(do.approach, value, prediction, share))
         return operations
 
     def closing(self, steps: int) -> Operations:
@@ -169,7 +169,7 @@ class Program(Stages):
             buffers, row = self._places[name]
             energy = buffers.stack.nodes[row].energy_function
             value, prediction = buffers.tensor("value")[row], buffers.tensor("prediction")[row]
-            rows.append((energy.sample_energy(value, prediction), (value - prediction).flatten(1).norm(dim=1)))
+            rows.append((energy.sample_energy(value, prediction), sample_norm(value - prediction)))
             total = total + (problem.scale(name, step) * energy.unit_energy(value, prediction)).sum()
             total = total + problem.normaliser(name)
         return Record.of(rows, total, problem.batch)

@@ -12,7 +12,7 @@ from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.engine import Engine, Gradients, Problem, Record, State, divergence
 from pcsim.engine.kernel import pull_back
 from pcsim.engine.plan import Mask, Plan
-from pcsim.graph.energy import Energy, Scale
+from pcsim.graph.energy import Energy, Scale, sample_norm
 from pcsim.graph.evaluation import frozen_statistics
 
 
@@ -168,7 +168,7 @@ class Evaluation:
         rows, total = [], torch.zeros((), dtype=self.problem.dtype, device=self.problem.device)
         for name in self.problem.clamping.energetic:
             energy, value, prediction = nodes[name].energy_function, self.value[name], self.prediction[name]
-            rows.append((energy.sample_energy(value, prediction), (value - prediction).flatten(1).norm(dim=1)))
+            rows.append((energy.sample_energy(value, prediction), sample_norm(value - prediction)))
             total = total + (self.scale[name] * energy.unit_energy(value, prediction)).sum()
             total = total + self.problem.normaliser(name)
         return Record.of(rows, total, self.problem.batch)

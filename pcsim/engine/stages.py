@@ -214,9 +214,13 @@ class Stages:
                 members = [buffers.stack.nodes[row] for row in rows]
                 return partial(do.own_precision, members, scales.tolist(), self._arena.dtype, self._arena.device)
             scales = scales * buffers.given_precisions[rows]
+        return self._scale_of(scales, buffers)
+
+    def _scale_of(self, scales: npt.NDArray[np.float64], buffers: NodeBuffers) -> Scale:
+        """Factors on rows of a stack: a number where all are equal, else (k, 1, ...)."""
         if (scales == scales[0]).all():
             return float(scales[0])
-        shape = (len(rows),) + (1,) * (1 + len(buffers.node.shape))
+        shape = (len(scales),) + (1,) * (1 + len(buffers.node.shape))
         return torch.as_tensor(scales, dtype=self._arena.dtype, device=self._arena.device).view(shape)
 
     def _pull(self, buffers: NodeBuffers, rows: Positions, phase: Phase) -> Operation:

@@ -19,6 +19,11 @@ Scale = Tensor | float
 """A factor on an energy: a number, or a tensor that broadcasts to the node's value."""
 
 
+def sample_norm(tensor: Tensor) -> Tensor:
+    """The Euclidean norm over all units of each sample, (batch,)."""
+    return torch.linalg.vector_norm(tensor.reshape(len(tensor), -1), dim=1)
+
+
 class Energy(ABC):
     """Base class of energies; a user's own needs only ``unit_energy``.
 
