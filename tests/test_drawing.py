@@ -14,10 +14,10 @@ from torch import nn
 
 import pcsim
 from pcsim import plots
+from pcsim.drawing.folding import Diagram, diagram
+from pcsim.drawing.layout import place
 from pcsim.errors import GraphError, PCError, SettingError, StateError
 from pcsim.figures import KIND_COLOURS
-from pcsim.folding import Diagram, diagram
-from pcsim.layout import place
 from pcsim.topologies import mlp, residual_mlp, resnet
 
 

@@ -21,7 +21,8 @@ Scale = Tensor | float
 
 def sample_norm(tensor: Tensor) -> Tensor:
     """The Euclidean norm over all units of each sample, (batch,)."""
-    return torch.linalg.vector_norm(tensor.reshape(len(tensor), -1), dim=1)
+    norm: Tensor = torch.linalg.vector_norm(tensor.reshape(len(tensor), -1), dim=1)
+    return norm
 
 
 class Energy(ABC):

@@ -13,6 +13,6 @@ if TYPE_CHECKING:
 
 def network_html(network: Network, picture: str) -> str:
     """The picture, an SVG element or nothing, over the table that ``print`` gives; a long table loses its middle."""
-    rows = [table._row(node) for node in network.nodes.values()]
+    rows = [table.row(node) for node in network.nodes.values()]
     framed = f'<div style="overflow-x: auto">{picture}</div>' if picture else ""
     return framed + notebook.table(table.HEADINGS, rows, caption=repr(network))

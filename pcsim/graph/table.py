@@ -16,13 +16,14 @@ HEADINGS = ("node", "kind", "shape", "predicted by", "transfer", "energy", "para
 
 def network_table(network: Network) -> str:
     """One line per node, with the edges that predict it, and the totals."""
-    rows = [_row(node) for node in network.nodes.values()]
+    rows = [row(node) for node in network.nodes.values()]
     total = sum(parameter.numel() for parameter in network.parameters())
     summary = f"{len(network.nodes)} nodes, {len(network.edges)} edges, {total:,} parameters"
     return f"{aligned([HEADINGS, *rows])}\n{summary}"
 
 
-def _row(node: Node) -> tuple[str, ...]:
+def row(node: Node) -> tuple[str, ...]:
+    """The cells of one node, as many as there are headings."""
     sources = ", ".join(f"{edge.source_name} ({type(edge.module).__name__})" for edge in node.incoming)
     modules: list[nn.Module] = [node, *(edge.module for edge in node.incoming)]
     count = sum(parameter.numel() for module in modules for parameter in module.parameters())

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pcsim.drawing.folding import Box, Diagram, diagram
+from pcsim.drawing.layout import Layout, place
 from pcsim.errors import PCError, SettingError
 from pcsim.figures import BACK, FORWARD, KIND_COLOURS, new_figure
-from pcsim.folding import Box, Diagram, diagram
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
-from pcsim.layout import Layout, place
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
@@ -64,7 +64,7 @@ def draw(
     if figure is None:
         width, height = layout.size
         figure = new_figure(max(LEAST_WIDTH, width), height + LEGEND + (COLOUR_BAR if energy else 0.0))
-    from pcsim import canvas
+    from pcsim.drawing import canvas
 
     axes = figure.subplots()
     axes.set(xlim=(0, layout.size[0]), ylim=(-layout.size[1], 0), aspect="equal")
