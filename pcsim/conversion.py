@@ -97,9 +97,15 @@ def from_sequential(
     else:
         called = _named_places(model, names, latents)
     modes = {module: module.training for module in model.modules()}
+    in_place = [
+        module
+        for module in modules
+        if getattr(module, "inplace", False) and isinstance(module, (*NONLINEARITIES, *_kinds(dropout)))
+    ]
     net = Network()
     try:
-        model.train()  # a dropout that is told from its draws, as add_edge does, has to draw
+        for module in in_place:
+            module.inplace = False  # type: ignore[assignment]
         previous, start = net.add_node("input", input_shape), 0
         shapes = _shapes(layers, previous.shape, in_place=(*nonlinear, *_kinds(dropout)))
         for place in (*sorted(called), len(layers) - 1):
@@ -114,13 +120,13 @@ def from_sequential(
             )
             net.add_edge(previous, node, _joined(part[:split]))
             previous = node
-    finally:
-        net.train(modes[model])
-        for module, mode in modes.items():
-            module.training = mode
-    for module in modules:
-        if getattr(module, "inplace", False) and isinstance(module, (*NONLINEARITIES, *_kinds(dropout))):
-            module.inplace = False  # type: ignore[assignment]
+    except BaseException:
+        for module in in_place:
+            module.inplace = True  # type: ignore[assignment]
+        raise
+    net.train(model.training)
+    for module, mode in modes.items():
+        module.training = mode
     return net
 
 

@@ -538,3 +538,28 @@ def test_predicting_keeps_modes_states_and_statistics(engine: str) -> None:
     torch.testing.assert_close(predicted["h"], expected)
     with pytest.raises(ClampError):
         simulator.predict({"nobody": inputs})
+
+
+@pytest.mark.parametrize(
+    "module", [nn.ReLU(inplace=True), nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Linear(3, 3))]
+)
+def test_a_module_that_would_overwrite_a_value_is_refused(module: nn.Module) -> None:
+    net = pcsim.Network()
+    net.add_node("x", (3,))
+    net.add_node("y", (3,))
+    with pytest.raises(GraphError, match=r"'x->y': its module, .* works in place.*inplace=False"):
+        net.add_edge("x", "y", module)
+    net.add_node("z", (3,), transfer=nn.ReLU(inplace=True))
+    with pytest.raises(GraphError, match="node 'z' works in place"):
+        net.add_edge("x", "z", nn.Linear(3, 3))
+    assert not net.edges
+
+
+def test_a_dropout_that_is_added_in_evaluation_mode_is_noticed() -> None:
+    net = pcsim.Network()
+    net.add_node("x", (3,))
+    net.add_node("y", (3,), transfer=nn.Dropout(0.5).eval())
+    edge = net.add_edge("x", "y", nn.Dropout(0.5).eval())
+    assert edge.stochastic
+    assert net["y"].stochastic
+    assert not edge.module.training

@@ -31,11 +31,26 @@ def tensor_options(*modules: nn.Module, otherwise: Tensor | None = None) -> tupl
 
 
 def probe(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, bool]:
-    """Run a module once, leaving its buffers and the random state as they were.
+    """Run a module once, leaving its buffers, its mode and the random state as they were.
 
     Returns:
-        Its output, and whether it drew random numbers.
+        Its output, and whether it draws random numbers, now or in training mode.
     """
+    output, draws = _run_once(module, inputs)
+    modes = {part: part.training for part in module.modules()}
+    if draws or all(modes.values()):
+        return output, draws
+    try:
+        module.train()
+        return output, _run_once(module, inputs)[1]
+    except Exception:  # what cannot run in training mode is not meant to
+        return output, draws
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _run_once(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, bool]:
     device = inputs[0].device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
         before = _random_state(device)

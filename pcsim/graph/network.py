@@ -245,6 +245,11 @@ class Network(nn.Module):
                 f"edge {edge!r}: its module turned (batch, {_sizes(source.shape)}) into {found}, expected one tensor "
                 f"that keeps the batch axis, here {PROBE_BATCH}, first"
             )
+        if value._version:
+            raise GraphError(
+                f"edge {edge!r}: its module, {module!r}, works in place, so it would overwrite the value of node "
+                f"{source.name!r}; give it inplace=False"
+            )
         return contribution, stochastic
 
     def _check_prediction(self, edge: str, target: Node, contribution: Tensor) -> bool:
@@ -269,6 +274,11 @@ class Network(nn.Module):
                 f"edge {edge!r}: node {node.name!r} cannot turn {given} into a prediction of its shape {node.shape} "
                 f"with combine {node.combine!r} and transfer {node.transfer!r}: {problem}"
             ) from problem
+        if combined._version or any(contribution._version for contribution in contributions):
+            raise GraphError(
+                f"edge {edge!r}: node {node.name!r} works in place, in combine {node.combine!r} or transfer "
+                f"{node.transfer!r}, so it would overwrite what its edges contribute; give inplace=False"
+            )
         if tuple(prediction.shape) != (PROBE_BATCH, *node.shape):
             raise GraphError(
                 f"edge {edge!r} predicts (batch, {_sizes(prediction.shape[1:])}) for node {node.name!r}, whose shape "
