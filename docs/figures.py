@@ -70,13 +70,13 @@ def schedules() -> Figure:
     return figure
 
 
-def deep(method: str, depth: int = 12) -> tuple[pcsim.Simulator, dict[str, Tensor]]:
+def deep(method: str, rate: float, depth: int = 12) -> tuple[pcsim.Simulator, dict[str, Tensor]]:
     """An untrained chain on a batch of digits."""
     torch.manual_seed(0)
     train, _ = pcsim.data.digits()
     net = pcsim.topologies.mlp([64, *[128] * (depth - 1), 10])
     precision, rule = METHODS[method]
-    sim = pcsim.Simulator(net, pcsim.Relaxation(depth, 0.2, precision=precision), rule)
+    sim = pcsim.Simulator(net, pcsim.Relaxation(depth, rate, precision=precision), rule)
     return sim, {
         "input": (train.images[:256] - train.images.mean()) / train.images.std(),
         "output": train.one_hot()[:256],
@@ -85,11 +85,17 @@ def deep(method: str, depth: int = 12) -> tuple[pcsim.Simulator, dict[str, Tenso
 
 def relaxation() -> Figure:
     """Where the energy is, level by level and step by step."""
-    traces = {}
-    for method in ("PC", "spiking"):
-        sim, clamps = deep(method)
-        traces[f"{method}, 12 edges, untrained"] = sim.infer(clamps, record=True)
-    figure = plots.new_figure(8, 3.2)
+    rate, traces = 0.2, {}
+    shown = {
+        "PC": pcsim.Constant(),
+        "spiking, peak 1": pcsim.Spiking(),
+        "peak 0.9 / rate": pcsim.Spiking(peak=0.9 / rate),
+    }
+    for title, precision in shown.items():
+        sim, clamps = deep("PC", rate)
+        sim.relaxation = pcsim.Relaxation(12, rate, precision=precision)
+        traces[title] = sim.infer(clamps, record=True)
+    figure = plots.new_figure(9, 3.2)
     plots.energy_by_level(traces, figure=figure)
     return figure
 
@@ -98,7 +104,7 @@ def similarity() -> Figure:
     """How the weights' updates agree with backprop's, edge by edge."""
     found = {}
     for method in METHODS:
-        sim, clamps = deep(method)
+        sim, clamps = deep(method, rate=0.5)
         found[method] = diagnosis.update_similarity(sim, clamps)
     figure = plots.new_figure(7.5, 3.8)
     plots.similarity_by_edge(found, figure=figure)

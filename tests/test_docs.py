@@ -176,3 +176,9 @@ def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path: Path) 
 def test_public_modules_are_those_of_the_package() -> None:
     exported = {f"pcsim.{name}" for name in pcsim.__all__ if inspect.ismodule(getattr(pcsim, name))}
     assert exported <= set(MODULES)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    citation, changelog = (ROOT / "CITATION.cff").read_text(), (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {pcsim.__version__}\n" in citation
+    assert re.search(rf"^## .*\b{re.escape(pcsim.__version__)}\b", changelog, re.MULTILINE)
