@@ -10,7 +10,7 @@ import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
-from torch import Tensor
+from torch import Tensor, nn
 
 import pcsim
 from pcsim import diagnosis, plots
@@ -138,6 +138,20 @@ def auxiliary() -> Figure:
     return figure
 
 
+def own() -> Figure:
+    """The tutorial's own network, with its auxiliary neurons."""
+    net = pcsim.Network()
+    net.add_node("image", (64,))
+    for name in ("first", "second", "third"):
+        net.add_node(name, (64,), transfer=nn.Tanh())
+    net.add_node("digit", (10,))
+    for source, target in (("image", "first"), ("first", "second"), ("second", "third")):
+        net.add_edge(source, target, nn.Linear(64, 64))
+    net.add_edge("third", "digit", nn.Linear(64, 10))
+    net.add_edge("first", "digit", nn.Linear(64, 10), name="skip")
+    return plots.draw(pcsim.balance_paths(net, 0.5), clamped=["image", "digit"])
+
+
 def folded() -> Figure:
     """A network of sixteen blocks, its repeated part drawn once."""
     net = pcsim.balance_paths(pcsim.topologies.residual_mlp(64, 16, 10, blocks=16), rate=0.5)
@@ -213,7 +227,7 @@ def tutorial() -> Figure:
 
 FIGURES: dict[str, Callable[[], Figure]] = {
     function.__name__: function
-    for function in (anatomy, schedules, descent, relaxation, similarity, auxiliary, folded, skip, plan, tutorial)
+    for function in (anatomy, schedules, descent, relaxation, similarity, auxiliary, own, folded, skip, plan, tutorial)
 }
 
 
