@@ -107,6 +107,11 @@ def test_every_figure_is_drawn_by_code_and_shown(tmp_path: Path) -> None:
     assert all((tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in quick)
 
 
+def test_the_gallery_shows_every_example() -> None:
+    examples = {path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").rglob("*.py")}
+    assert examples <= set(re.findall(r"examples/[\w/]+\.py", (DOCS / "gallery.md").read_text()))
+
+
 def public_names() -> Iterator[tuple[str, object]]:
     """Every public name with what it stands for: of ``__all__``, or the classes and functions that a module defines."""
     for module_name in MODULES:
