@@ -250,7 +250,7 @@ def results(folder: Path, name: str) -> list[dict[str, Any]]:
 def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_numbers(tmp_path: Path) -> None:
     subprocess.run(command(tmp_path, "straight"), check=True, capture_output=True)
     moments = random.Random()
-    for _ in range(30):
+    for _ in range(4):
         process = subprocess.Popen(
             command(tmp_path, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         )
