@@ -20,7 +20,8 @@ from pcsim.graph.node import Concatenate, Node, Product, Sum
 from pcsim.graph.rewrite import balance_paths, is_auxiliary
 from pcsim.metrics import Accuracy, ErrorByLevel, Metric, RelaxedEnergy
 from pcsim.saving import load_network, register_module, save_network
-from pcsim.simulator import Simulator, Trace
+from pcsim.simulator import Simulator
+from pcsim.trace import Trace
 from pcsim.training import Trainer, warmup_cosine
 from pcsim.version import __version__
 

@@ -11,7 +11,7 @@ import attrs
 from torch import Tensor
 
 from pcsim.errors import PCError, SettingError
-from pcsim.simulator import Trace
+from pcsim.trace import Trace
 
 if TYPE_CHECKING:
     from pcsim.training import Trainer

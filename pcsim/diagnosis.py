@@ -15,7 +15,8 @@ from pcsim.dynamics.learning import Backprop
 from pcsim.engine.engine import Gradients
 from pcsim.errors import SettingError, StateError
 from pcsim.graph.edge import Edge
-from pcsim.simulator import Clamps, Simulator, Trace
+from pcsim.simulator import Clamps, Simulator
+from pcsim.trace import Trace
 
 
 def level_energies(trace: Trace) -> Tensor:

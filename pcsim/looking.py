@@ -14,7 +14,7 @@ from pcsim.errors import SettingError
 from pcsim.figures import new_figure
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
-from pcsim.simulator import Trace
+from pcsim.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase

@@ -13,7 +13,7 @@ from torch import Tensor
 from pcsim.errors import SettingError
 from pcsim.graph.energy import sample_norm
 from pcsim.graph.network import Network
-from pcsim.simulator import Trace
+from pcsim.trace import Trace
 
 
 @attrs.frozen(eq=False)

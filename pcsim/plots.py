@@ -16,7 +16,7 @@ from pcsim.drawing import draw, graphviz
 from pcsim.errors import SettingError
 from pcsim.figures import DECADES, LINES, UNREACHED, new_figure
 from pcsim.looking import energy_over_steps, error_histograms
-from pcsim.simulator import Trace
+from pcsim.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase

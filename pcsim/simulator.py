@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pcsim import notebook
 from pcsim.dynamics.inference import Relaxation, check_delay
 from pcsim.dynamics.learning import LearningRule, SettledUpdate
 from pcsim.dynamics.nudging import Nudging
@@ -25,56 +24,13 @@ from pcsim.errors import ClampError, SettingError, StateError
 from pcsim.graph.clamping import Clamping
 from pcsim.graph.network import Network, listed
 from pcsim.graph.node import Node
+from pcsim.trace import Trace
 
 Given = Tensor | tuple[Tensor, Tensor]
 Clamps = Mapping[str, Given] | Mapping[Node, Given] | Mapping[str | Node, Given]
 """What is given, by node or its name: (batch, *shape), or a pair of that and a boolean mask of the given units."""
 
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (BatchedEngine, ReferenceEngine)}
-
-
-@attrs.frozen(eq=False)
-class Trace:
-    """What one relaxation did.
-
-    Args:
-        steps: inference steps taken.
-        nodes: names of the nodes with an energy, in the order of ``energies``.
-        levels: level by node name, of the nodes that reach a target.
-        energies: E_n before precision, in the state before each step and after the last,
-            (steps + 1, nodes, batch); None unless recorded.
-        error_norms: ‖ε_n‖ of the same states, (steps + 1, nodes, batch); None unless recorded.
-        free_energies: F_t, summed over nodes and batch, of the same states with the precision of the step that
-            follows (the last row: of the last step), (steps + 1,); None unless recorded.
-    """
-
-    steps: int
-    nodes: tuple[str, ...]
-    levels: Mapping[str, int]
-    energies: Tensor | None = None
-    error_norms: Tensor | None = None
-    free_energies: Tensor | None = None
-
-    def energy(self, node: Node | str) -> Tensor:
-        """E_n of one node over the relaxation, (steps + 1, batch); StateError unless recorded."""
-        name = node if isinstance(node, str) else node.name
-        if self.energies is None:
-            raise StateError("this trace holds no energies: ask for them with infer(..., record=True)")
-        if name not in self.nodes:
-            raise StateError(f"node {name!r} has no energy in this run; those that have: {', '.join(self.nodes)}")
-        return self.energies[:, self.nodes.index(name)]
-
-    def _repr_html_(self) -> str:
-        caption = f"Trace of {self.steps} steps over {len(self.nodes)} nodes with an energy"
-        if self.energies is None:
-            return notebook.table((), (), caption=f"{caption}; no energies recorded (infer(..., record=True))")
-        means, rows = self.energies.double().mean(2), []
-        for level in sorted({self.levels[name] for name in self.nodes if name in self.levels}):
-            members = [place for place, name in enumerate(self.nodes) if self.levels.get(name) == level]
-            start, end = means[:, members].sum(1)[[0, -1]].tolist()
-            rows.append((str(level), ", ".join(self.nodes[place] for place in members), f"{start:.4g}", f"{end:.4g}"))
-        headings = ("level", "nodes", "energy per sample at the start", "at the end")
-        return notebook.table(headings, rows, caption=caption)
 
 
 class Simulator:

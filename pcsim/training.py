@@ -24,7 +24,8 @@ from pcsim.errors import DivergenceError, FileError, SettingError
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.metrics import Accuracy, Metric, Outcome, RelaxedEnergy, RunningMeans, measure_all
-from pcsim.simulator import Clamps, Given, Simulator, Trace
+from pcsim.simulator import Clamps, Given, Simulator
+from pcsim.trace import Trace
 
 SECONDS_BETWEEN_DISPLAYS = 0.2
 EPOCHS_APART = 1_000_003
