@@ -1,8 +1,9 @@
 """Where does the energy sit in a deep network while it relaxes? Plain predictive coding beside spiking precision.
 
-Relaxes an untrained VGG on one batch of images for twice its depth, and draws the energy and the error of each level at each inference
-step, the imbalance between levels, the front of the error, and how well each edge's update agrees with backprop's
-(arXiv 2506.23800, §3). Without CIFAR-10, scikit-learn's digits stand in for it, on a network that fits them.
+Relaxes an untrained VGG on one batch of images for twice its depth, and draws the energy and the error of each level
+at each inference step, the imbalance between levels, the front of the error, and how well each edge's update agrees
+with backprop's (arXiv 2506.23800, §3). Without CIFAR-10, scikit-learn's digits stand in for it, on a network that fits
+them.
 
     python examples/energy_imbalance.py --plot imbalance.png
     python examples/energy_imbalance.py --data cifar10 --root DATA --topology VGG10 --plot imbalance.png

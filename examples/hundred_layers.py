@@ -110,6 +110,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--root", type=Path, default=Path("data"), help="folder that holds MNIST")
     add("--blocks", type=int, nargs="+", default=[4, 16, 32, 64], help="of two layers each; levels are 2 blocks + 2")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--images", type=int, help="of the training set; all by default (plain PC takes hours at 130 levels)")
     add("--epochs", type=int, default=2)
     add("--rate", type=float, default=0.8, help="of the latents")
     add("--plain-rate", type=float, default=0.1, help="of the latents of plain PC")
@@ -125,7 +126,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train everything that is asked for, and show it as it comes."""
     options = parsed(arguments)
-    parts = load(options)
+    training, test = load(options)
+    parts = training.take(min(options.images or len(training), len(training))), test
     print(f"{len(parts[0])} training and {len(parts[1])} test images of {options.data}, {options.epochs} epochs")
     print("levels  method          test accuracy  seconds per epoch")
     runs = []
