@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from hypothesis import Phase, find, given, settings
@@ -174,3 +176,281 @@ def test_networks_cover_what_can_be_built() -> None:
 
     draw()
     assert not missing
+
+
+# What a failure prints
+
+
+class Remembering(nn.Module):
+    """Adds what it has seen before: no function of its input alone."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor, self.seen = factor, 0.0
+
+    def forward(self, value: Tensor) -> Tensor:
+        result = value + self.factor * self.seen
+        self.seen = float(value.detach().mean()) + 1
+        return result
+
+
+class Doubling(nn.Module):
+    """Has a kernel that is wrong where there are several units."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return 2 * value
+
+
+class WrongKernel(pcsim.Kernel[Doubling]):
+    reads = "nothing"
+
+    def forward(self, module: Any, weights: Any, value: Tensor, out: Any, saved: Any) -> Tensor:
+        return 2 * value
+
+    def message(self, module: Any, weights: Any, delta: Tensor, *others: Any) -> Tensor:
+        return delta.flip(-1) * 2
+
+
+pcsim.register_kernel(Doubling, WrongKernel())
+
+
+def code_that_fails_again(message: str) -> str:
+    """The code that a failure prints, after what it says."""
+    return message[message.index("\nimport ") :]
+
+
+def assert_fails_again(message: str, sizes: str) -> None:
+    """The printed code, executed, fails; and as many parts as said are left."""
+    assert f"The smallest found that fails, {sizes}" in message
+    with pytest.raises(AssertionError) as again:
+        exec(code_that_fails_again(message), {})
+    if "engine" not in message:
+        assert message.split(":\n")[1].splitlines()[0] == str(again.value).splitlines()[0]
+
+
+def test_a_broken_energy_is_shown_by_the_smallest_network() -> None:
+    case = chain()
+    case.network["n2"].energy_function = Halved()
+    with pytest.raises(AssertionError) as failure:
+        verify.check_gradients(case.network, case.clamps, case.relaxation)
+    message = str(failure.value)
+    assert_fails_again(message, "3 of 4 nodes, 2 of 3 edges, 1 of 2 samples, 2 of 3 steps")
+    assert "from test_verify import Halved" in message
+    assert "energy=Halved()" in message
+    assert isinstance(case.network["n2"].energy_function, Halved)
+    assert len(case.network.nodes) == 4
+
+
+def test_a_broken_edge_module_is_shown_by_the_smallest_network() -> None:
+    net = chain().network
+    net.add_edge("n1", "n2", Remembering(0.5), name="broken")
+    with pytest.raises(AssertionError) as failure:
+        verify.check_locality(net, {"n0": torch.ones(2, 3).double(), "n3": torch.ones(2, 2).double()})
+    message = str(failure.value)
+    assert "3 of 4 nodes, 2 of 4 edges, 1 of 2 samples" in message
+    assert "net.add_edge('n1', 'n2', Remembering(factor=0.5), name='broken')" in message
+    with pytest.raises(AssertionError, match="restarted from the state before it"):
+        exec(code_that_fails_again(message), {})
+
+
+def test_a_broken_kernel_is_shown_by_the_smallest_values() -> None:
+    with pytest.raises(AssertionError) as failure:
+        verify.check_kernel(Doubling(), (4, 3), batch=5)
+    message = str(failure.value)
+    assert "from test_verify import Doubling" in message
+    assert message.endswith("pcsim.verify.check_kernel(Doubling(), (1, 3), batch=1)")
+    with pytest.raises(AssertionError, match=r"Doubling\(\): message differs"):
+        exec(code_that_fails_again(message), {})
+
+
+@pytest.mark.parametrize("engine", [Climbing, partial(Climbing)], ids=["class", "partial"])
+def test_a_broken_engine_is_shown_by_the_smallest_network(engine: Any) -> None:
+    case = chain()
+    with pytest.raises(AssertionError) as agreement:
+        verify.check_engines_agree(case, ("reference", engine))
+    assert_fails_again(str(agreement.value), "2 of 4 nodes, 1 of 3 edges, 1 of 2 samples, 1 of 3 steps")
+    with pytest.raises(AssertionError) as descent:
+        verify.check_descent(case.network, case.clamps, case.relaxation, engine=engine)
+    assert_fails_again(str(descent.value), "2 of 4 nodes, 1 of 3 edges, 1 of 2 samples, 1 of 3 steps")
+
+
+@pytest.mark.parametrize("phases", [(Phase.generate,), (Phase.generate, Phase.shrink)], ids=["ours", "hypothesis's"])
+def test_a_failure_within_hypothesis_is_shown_by_the_smallest_network(phases: Any) -> None:
+    shrinks = Phase.shrink in phases
+    broken = verify.networks(
+        nodes=(2, 2) if shrinks else (4, 6),
+        priors=False,
+        node_factory=lambda shape: {"energy": Halved()},
+        edge_factory=lambda source, contribution: nn.Linear(1, 1),
+        node_shapes=st.just((1,)),
+    )
+
+    @settings(max_examples=20, deadline=None, derandomize=True, database=None, phases=phases)
+    @given(verify.cases(broken, rules=[pcsim.SettledUpdate()], momentum=False, targets=True, most_samples=1))
+    def check(case: verify.Case) -> None:
+        verify.check_gradients(case.network, case.clamps, case.relaxation)
+
+    with pytest.raises(AssertionError) as failure:
+        check()
+    message = str(failure.value)
+    assert ("The smallest found that fails" in message) == (not shrinks)
+    assert message.count("net.add_node(") <= 3
+    with pytest.raises(AssertionError, match="∂F_t/∂v"):
+        exec(code_that_fails_again(message), {})
+
+
+def test_nothing_is_left_out_of_what_fails_only_as_a_whole() -> None:
+    case = chain()
+
+    def whole(case: verify.Case) -> None:
+        assert not (len(case.network.edges) == 3 and case.batch == 2 and case.relaxation.steps == 3)
+
+    found = verify.smallest(case, whole)
+    assert (len(found.network.nodes), found.batch, found.relaxation.steps) == (4, 2, 3)
+    assert set(found.clamps) < set(case.clamps)
+    assert set(case.clamps) == {"n0", "n3"}
+    assert verify.smallest(found, whole) is found
+
+
+def test_what_fails_for_another_reason_is_no_smaller_case() -> None:
+    def check(case: verify.Case) -> None:
+        if len(case.network.nodes) < 3:
+            raise RuntimeError
+        raise AssertionError("always")
+
+    assert len(verify.smallest(chain(), check).network.nodes) == 3
+
+
+# Code
+
+
+class Opaque(nn.Module):
+    """Tells nobody what it was made of."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, size)
+
+    def forward(self, value: Tensor) -> Tensor:
+        result: Tensor = self.linear(value)
+        return result
+
+
+@attrs.frozen
+class Halving(pcsim.PrecisionSchedule):
+    """A schedule of a user's own."""
+
+    factor: float = 0.5
+
+    def at(self, step: int, level: int | None, steps: int) -> float:
+        return self.factor**step
+
+
+def rebuilt(code: str) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names
+
+
+def test_weights_that_come_from_no_seed_are_written_where_they_are_few() -> None:
+    case = chain()
+    names = rebuilt(repr(case))
+    for name, parameter in case.network.named_parameters():
+        assert torch.equal(dict(names["net"].named_parameters())[name], parameter)
+    trained = verify.SeededNetwork()
+    trained.add_node("a", (2,))
+    trained.add_edge("a", "a", nn.Linear(2, 2))
+    trained.seed_weights(3)
+    assert "net.seed_weights(3)" in verify.code_of(trained)
+    with torch.no_grad():
+        trained.edges["a->a"].module.weight.add_(1)
+    again = rebuilt(verify.code_of(trained))["net"]
+    assert torch.equal(again.edges["a->a"].module.weight, trained.edges["a->a"].module.weight)
+    assert "none of them is written here" in verify.code_of(pcsim.topologies.mlp([30, 20]))
+
+
+def test_settings_of_one_s_own_are_imported() -> None:
+    case = chain()
+    relaxation = pcsim.Relaxation(3, 0.1, precision=Halving(0.25), tolerance=1e-3)
+    code = verify.code_of(case.network, case.clamps, relaxation, pcsim.ForwardUpdate())
+    assert "from test_verify import Halving" in code
+    assert rebuilt(code)["relaxation"] == relaxation
+    assert rebuilt(code)["rule"] == pcsim.ForwardUpdate()
+
+
+def test_what_cannot_be_written_is_said() -> None:
+    class Local(nn.Identity):
+        pass
+
+    net = pcsim.Network()
+    net.add_node("a", (100,), precision=torch.ones(100))
+    net.add_edge("a", "a", Opaque(100))
+    net.add_edge("a", "a", Local())
+    code = verify.code_of(net, {"a": torch.ones(1, 100)})
+    assert "# Opaque(...) stands for arguments that are not known" in code
+    assert "net.add_edge('a', 'a', Opaque(...), name='a->a')" in code
+    assert "# Local: put its definition here" in code
+    assert "# tensors of more than 64 numbers are written as zeros" in code
+    compile(code, "code", "exec")
+
+
+# Factories
+
+
+def test_factories_may_make_parts_or_leave_them_to_the_default() -> None:
+    def nodes(shape: tuple[int, ...]) -> dict[str, Any] | None:
+        return {"transfer": nn.Softplus()} if shape == (2,) else None
+
+    def edges(source: tuple[int, ...], contribution: tuple[int, ...]) -> nn.Module | None:
+        return nn.Sequential(nn.Linear(source[0], contribution[0]), nn.Sigmoid()) if source == (2,) else None
+
+    drawn = verify.networks(
+        node_factory=nodes, edge_factory=edges, node_shapes=st.sampled_from([(2,), (3,)]), cross_entropy=False
+    )
+    kinds = {(True, True), (True, False), (False, True), (False, False)}
+    seen: set[tuple[bool, bool]] = set()
+
+    @settings(max_examples=30, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+    @given(drawn)
+    def draw(net: pcsim.Network) -> None:
+        for node in net.nodes.values():
+            assert node.shape in ((2,), (3,))
+            assert (type(node.transfer) is nn.Softplus) == (node.shape == (2,))
+        for edge in net.edges.values():
+            own = isinstance(edge.module, nn.Sequential) and isinstance(edge.module[-1], nn.Sigmoid)
+            assert own == (edge.source.shape == (2,))
+            seen.add((edge.source.shape == (2,), edge.target.shape == (2,)))
+
+    draw()
+    assert seen == kinds
+
+
+def test_values_of_one_s_own_are_clamped() -> None:
+    def values(node: pcsim.Node, batch: int) -> Tensor | None:
+        return torch.full((batch, *node.shape), 7.0).double() if node.name == "n0" else None
+
+    clamped = []
+
+    @settings(max_examples=20, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+    @given(verify.cases(verify.networks(nodes=(2, 4)), values=values, partial=False))
+    def draw(case: verify.Case) -> None:
+        for name, value in case.clamps.items():
+            assert bool((value == 7).all()) == (name == "n0")
+            clamped.append(name)
+
+    draw()
+    assert {"n0", "n1"} <= set(clamped)
+
+
+def test_a_network_of_one_s_own_gets_other_weights() -> None:
+    weights = []
+
+    @settings(max_examples=5, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+    @given(verify.cases(verify.own_networks(lambda: pcsim.topologies.mlp([3, 4, 2])), momentum=False, most_steps=1))
+    def draw(case: verify.Case) -> None:
+        assert list(case.network.nodes) == ["input", "hidden1", "output"]
+        weights.append(case.network.edges["input->hidden1"].module.weight[0, 0].item())
+        verify.check_gradients(case.network, case.clamps, case.relaxation)
+
+    draw()
+    assert len(set(weights)) > 1

@@ -1,6 +1,12 @@
 """Property-based verification that users can point at their own nodes, edges, graphs and engines.
 
-It needs hypothesis (``pip install pcsim[verify]``), which the rest of the package does not.
+Each check takes one network (:func:`check_gradients`, :func:`check_locality`, :func:`check_descent`), one case
+(:func:`check_engines_agree`) or one module (:func:`check_kernel`), and raises AssertionError with the smallest network
+found that fails, as code that fails again when it is run. With hypothesis, :func:`networks` makes random graphs from a
+user's own factories of nodes and edges, :func:`own_networks` gives a user's own network other weights, and
+:func:`cases` clamps and relaxes them at random. Where a test's settings leave out hypothesis' ``Phase.shrink``, the
+checks themselves look for the smallest network there too, which is quicker. It needs hypothesis
+(``pip install pcsim[verify]``), which the rest of the package does not.
 
 Example:
     >>> from hypothesis import given
@@ -17,23 +23,19 @@ from pcsim.verify.gradients import check_gradients
 from pcsim.verify.kernels import check_kernel
 from pcsim.verify.locality import check_locality
 from pcsim.verify.oracle import brute_force_levels, total_energy
-from pcsim.verify.recording import RecordingOptimizer
-from pcsim.verify.source import code_of
-from pcsim.verify.strategies import (
-    RULES,
-    cases,
-    clamps,
+from pcsim.verify.parts import (
     edge_modules,
     linear_edge_modules,
     linear_node_options,
-    networks,
     node_options,
     precisions,
-    relaxations,
-    schedules,
     shapes,
     transfers,
 )
+from pcsim.verify.recording import RecordingOptimizer
+from pcsim.verify.shrinking import smallest
+from pcsim.verify.source import code_of
+from pcsim.verify.strategies import RULES, cases, clamps, networks, own_networks, relaxations, schedules
 
 __all__ = [
     "RULES",
@@ -55,10 +57,12 @@ __all__ = [
     "linear_node_options",
     "networks",
     "node_options",
+    "own_networks",
     "precisions",
     "relaxations",
     "schedules",
     "shapes",
+    "smallest",
     "total_energy",
     "transfers",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import attrs
 from torch import Tensor
@@ -11,6 +12,7 @@ from pcsim.errors import PCError
 from pcsim.verify.case import Case, EngineChoice
 from pcsim.verify.comparing import compare, largest
 from pcsim.verify.recording import RecordingOptimizer
+from pcsim.verify.shrinking import report
 
 LEARNING_RATE = 0.01
 """Of the plain gradient descent by which the weights move in a comparison."""
@@ -30,8 +32,18 @@ def check_engines_agree(
         tolerance: relative to the largest number compared, and at least to 1.
 
     Raises:
-        AssertionError: they differ; names the node, edge or parameter, and prints the case as code.
+        AssertionError: they differ; names the node, edge or parameter, and prints the smallest network found on which
+            they do, as code that fails again.
     """
+    settings = {
+        "engines": None if tuple(engines) == ("reference", "batched") else tuple(engines),
+        "tolerance": None if tolerance == 1e-9 else tolerance,
+    }
+    call = "pcsim.verify.check_engines_agree(pcsim.verify.Case(net, clamps, relaxation, rule)"
+    report(partial(_check, engines=engines, tolerance=tolerance), case, call, settings)
+
+
+def _check(case: Case, engines: Sequence[EngineChoice], tolerance: float) -> None:
     oracle = _run(case, engines[0])
     for engine in engines[1:]:
         _compare(case, oracle, _run(case, engine), tolerance, f"{_named(engine)} against {_named(engines[0])}")

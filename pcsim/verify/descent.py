@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import attrs
 import torch
@@ -16,6 +17,7 @@ from pcsim.simulator import Clamps
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.oracle import total_energy
 from pcsim.verify.restart import OneStep, trajectory
+from pcsim.verify.shrinking import report
 
 MARGIN = 0.9
 """Fraction of the rate 2/L that a step is taken with."""
@@ -49,12 +51,22 @@ def check_descent(
         tolerance: by how much F_t may rise, relative to its size and at least to 1.
 
     Raises:
-        AssertionError: F_t rose; gives both numbers, and prints the network as code.
+        AssertionError: F_t rose; gives both numbers, and prints the smallest network found that fails, as code that
+            fails again.
         SettingError: descent is not promised here (momentum, weights of 1/rate, incremental learning), or there are
             too many free units for a Hessian.
     """
     case = in_float64(network, clamps, relaxation, rule)
     _refuse(case)
+    settings = {
+        "engine": None if engine == "batched" else engine,
+        "tolerance": None if tolerance == 1e-9 else tolerance,
+    }
+    call = "pcsim.verify.check_descent(net, clamps, relaxation, rule"
+    report(partial(_check, engine=engine, tolerance=tolerance), case, call, settings)
+
+
+def _check(case: Case, engine: EngineChoice, tolerance: float) -> None:
     states = trajectory(case, engine)
     for step in range(case.relaxation.steps):
         _check_step(case, states[step], step, engine, tolerance)

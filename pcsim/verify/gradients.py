@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import attrs
 import torch
@@ -18,6 +19,7 @@ from pcsim.verify.comparing import compare, largest
 from pcsim.verify.oracle import energetic, total_energy
 from pcsim.verify.recording import RecordingOptimizer
 from pcsim.verify.restart import plain, trajectory
+from pcsim.verify.shrinking import report
 
 
 def check_gradients(
@@ -44,10 +46,21 @@ def check_gradients(
         tolerance: relative to the largest number compared, and at least to 1.
 
     Raises:
-        AssertionError: they differ; names the node or the parameter, and prints the network as code.
+        AssertionError: they differ; names the node or the parameter, and prints the smallest network found that
+            fails, as code that fails again.
         SettingError: the rule is a user's own, of which no objective is known.
     """
     case = in_float64(network, clamps, relaxation, rule)
+    rules = [SettledUpdate(), ForwardUpdate(), IncrementalUpdate()] if rule is None else [rule]
+    settings = {
+        "engine": None if engine == "batched" else engine,
+        "tolerance": None if tolerance == 1e-9 else tolerance,
+    }
+    call = "pcsim.verify.check_gradients(net, clamps, relaxation, rule"
+    report(partial(_check, rules=rules, engine=engine, tolerance=tolerance), case, call, settings)
+
+
+def _check(case: Case, rules: Sequence[LearningRule], engine: EngineChoice, tolerance: float) -> None:
     states = trajectory(case, engine)
     for step in range(case.relaxation.steps):
         before, after = states[step], states[step + 1]
@@ -57,7 +70,7 @@ def check_gradients(
             compare(f"node {name!r}, step {step}: −∂F_t/∂v", moved[units], descent[units], tolerance, size, case)
     if not any(name in energetic(case.network, case.deterministic) for name in case.clamps):
         return  # no clamped node is predicted, so there is nothing to learn from
-    for each in [SettledUpdate(), ForwardUpdate(), IncrementalUpdate()] if rule is None else [rule]:
+    for each in rules:
         _check_parameters(attrs.evolve(case, rule=each), states, engine, tolerance)
 
 

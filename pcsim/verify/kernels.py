@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from pcsim.engine.kernel import kernel_for
 from pcsim.errors import SettingError
+from pcsim.verify.shrinking import hypothesis_shrinks
+from pcsim.verify.writing import Writer
 
 
 def check_kernel(module: nn.Module, shape: tuple[int, ...], *, batch: int = 3, tolerance: float = 1e-9) -> None:
@@ -23,7 +25,8 @@ def check_kernel(module: nn.Module, shape: tuple[int, ...], *, batch: int = 3, t
 
     Raises:
         SettingError: no kernel is registered for it, or it does not accept that shape.
-        AssertionError: prediction, message or gradient differs; says which, of what, and by how much.
+        AssertionError: prediction, message or gradient differs; says which, of what, and by how much, and prints the
+            call with the smallest values found that fails.
     """
     kernel = kernel_for(module, shape)
     if kernel is None:
@@ -31,6 +34,23 @@ def check_kernel(module: nn.Module, shape: tuple[int, ...], *, batch: int = 3, t
             f"check_kernel: no kernel takes {module!r} on values of shape {shape}; register one with "
             "pcsim.register_kernel, or check its accepts()"
         )
+    size = shape, batch
+    try:
+        _check(module, shape, batch, tolerance)
+    except AssertionError as failure:
+        message = str(failure)
+        if not hypothesis_shrinks():
+            size, message = _smallest(module, shape, batch, tolerance, message)
+        writer = Writer()
+        given = f"{writer.thing(module)}, {size[0]}, batch={size[1]}"
+        given += "" if tolerance == 1e-9 else f", tolerance={tolerance}"
+        head = ["import pcsim", "import pcsim.verify", "from torch import nn, tensor", *writer.imports, *writer.notes]
+        raise AssertionError("\n".join([message, *head, f"pcsim.verify.check_kernel({given})"])) from None
+
+
+def _check(module: nn.Module, shape: tuple[int, ...], batch: int, tolerance: float) -> None:
+    kernel = kernel_for(module, shape)
+    assert kernel is not None
     for count in (None, 2) if kernel.stacks else (None,):
         generator = torch.Generator().manual_seed(0)
         lead = (batch,) if count is None else (count, batch)
@@ -53,6 +73,31 @@ def check_kernel(module: nn.Module, shape: tuple[int, ...], *, batch: int = 3, t
             kernel.gradients(module, weights, delta, value, -0.5, places, saved)
         for position, (place, gradient) in enumerate(zip(places, gradients, strict=True)):
             _same(module, f"gradient of parameter {position}", place, -0.5 * gradient, tolerance)
+
+
+def _smallest(
+    module: nn.Module, shape: tuple[int, ...], batch: int, tolerance: float, message: str
+) -> tuple[tuple[tuple[int, ...], int], str]:
+    """The smallest shape and batch found with which a kernel fails, and how it does."""
+    smaller = [(shape, 1)] if batch > 1 else []
+    smaller += [((*shape[:axis], 1, *shape[axis + 1 :]), 1) for axis, size in enumerate(shape) if size > 1]
+    for own_shape, own_batch in smaller:
+        failure = _failure(module, own_shape, own_batch, tolerance)
+        if failure:
+            return _smallest(module, own_shape, own_batch, tolerance, failure)
+    return (shape, batch), message
+
+
+def _failure(module: nn.Module, shape: tuple[int, ...], batch: int, tolerance: float) -> str:
+    """How a kernel fails; empty where it does not."""
+    try:
+        if kernel_for(module, shape) is not None:
+            _check(module, shape, batch, tolerance)
+    except AssertionError as failure:
+        return str(failure)
+    except Exception:  # a module need not take values of another shape
+        return ""
+    return ""
 
 
 def _by_autograd(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import attrs
 import torch
@@ -16,6 +17,7 @@ from pcsim.simulator import Clamps
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.comparing import compare, largest
 from pcsim.verify.restart import OneStep, clamped_onto, random_state, trajectory
+from pcsim.verify.shrinking import report
 
 
 def check_locality(
@@ -43,7 +45,8 @@ def check_locality(
         seed: of the random state and the random changes.
 
     Raises:
-        AssertionError: an update changed; names the node, and prints the network as code.
+        AssertionError: an update changed; names the node, and prints the smallest network found that fails, as code
+            that fails again.
         SettingError: the relaxation has momentum, with which an update depends on the past by design.
     """
     case = in_float64(network, clamps, relaxation)
@@ -52,6 +55,16 @@ def check_locality(
             f"check_locality: momentum {case.relaxation.momentum} given, with which an update depends on the past by "
             "design; set it to 0"
         )
+    settings = {
+        "engine": None if engine == "batched" else engine,
+        "tolerance": None if tolerance == 1e-12 else tolerance,
+        "seed": seed or None,
+    }
+    call = "pcsim.verify.check_locality(net, clamps, relaxation"
+    report(partial(_check, engine=engine, tolerance=tolerance, seed=seed), case, call, settings)
+
+
+def _check(case: Case, engine: EngineChoice, tolerance: float, seed: int) -> None:
     _check_time(case, engine, tolerance)
     _check_space(case, engine, tolerance, seed)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
-import pcsim
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import LearningRule
 from pcsim.graph.edge import Edge
@@ -16,9 +17,10 @@ from pcsim.graph.network import Network
 from pcsim.graph.node import Node, Sum
 from pcsim.simulator import Clamps
 from pcsim.verify.case import SeededNetwork
+from pcsim.verify.writing import Writer
 
-LONGEST_TENSOR = 64
-"""Tensors with more numbers are printed by their shape alone."""
+MOST_WEIGHTS = 500
+"""Parameters and buffers with more numbers in all are not written, unless they come from a seed."""
 
 
 def code_of(
@@ -29,8 +31,10 @@ def code_of(
 ) -> str:
     """Python code that rebuilds a network, and what is run on it.
 
-    Modules are written by their repr, one that is used twice by a name. Weights are rebuilt where they come from a
-    seed (:class:`SeededNetwork`); elsewhere a comment says that they are missing.
+    Modules, energies, schedules and rules of a user's own are imported from where they were defined, and built by the
+    arguments that their attributes or their repr tell; a module that is used twice gets a name. Weights are rebuilt
+    from their seed (:class:`SeededNetwork`), or written number by number where they are few. What cannot be written is
+    said in a comment.
 
     Args:
         network: the graph.
@@ -38,41 +42,68 @@ def code_of(
         relaxation: how the free nodes move.
         rule: how the weights learn.
     """
+    writer = Writer()
     shared = _shared_modules(network)
-    seeded = isinstance(network, SeededNetwork) and network.weight_seed is not None
-    lines = ["import torch", "import pcsim", "import pcsim.verify", "from torch import nn, tensor", ""]
-    lines += [f"{name} = {module_code(module)}" for module, name in shared.items()]
+    seeded = _seed_of(network) is not None
+    lines = [f"{name} = {writer.thing(module)}" for module, name in shared.items()]
     lines.append(f"net = {'pcsim.verify.SeededNetwork' if seeded else 'pcsim.Network'}()")
-    lines += [_node_code(node, shared) for node in network.nodes.values()]
-    lines += [_edge_code(edge, shared) for edge in network.edges.values()]
-    dtype = next((p.dtype for p in (*network.parameters(), *network.buffers()) if p.is_floating_point()), None)
-    if dtype is not None:
-        lines.append(f"net.to({dtype})")
-    if isinstance(network, SeededNetwork) and network.weight_seed is not None:
-        lines.append(f"net.seed_weights({network.weight_seed})")
-    elif any(True for _ in network.parameters()):
-        lines.append("# the weights are those of the given network; none of them is written here")
+    lines += [_node_code(node, shared, writer) for node in network.nodes.values()]
+    lines += [_edge_code(edge, shared, writer) for edge in network.edges.values()]
+    lines += _weights_code(network, writer)
     if clamps is not None:
-        given = (f"    {_name(node)!r}: {_clamp_code(clamp)}," for node, clamp in clamps.items())
+        given = (f"    {_name(node)!r}: {_clamp_code(clamp, writer)}," for node, clamp in clamps.items())
         lines += ["clamps = {", *given, "}"]
     if relaxation is not None:
-        lines.append(f"relaxation = {_in_pcsim(relaxation)}")
+        lines.append(f"relaxation = {writer.thing(relaxation)}")
     if rule is not None:
-        lines.append(f"rule = {_in_pcsim(rule)}")
-    return "\n".join(lines)
+        lines.append(f"rule = {writer.thing(rule)}")
+    head = ["import torch", "import pcsim", "import pcsim.verify", "from torch import nn, tensor"]
+    return "\n".join([*head, *writer.imports, *writer.notes, "", *lines])
 
 
-def module_code(module: nn.Module) -> str:
-    """An expression that builds a module like this one, weights aside."""
-    if isinstance(module, nn.Sequential):
-        return f"nn.Sequential({', '.join(module_code(child) for child in module)})"
-    written = " ".join(repr(module).split())
-    kind = type(module)
-    if getattr(nn, kind.__name__, None) is kind:
-        return f"nn.{written}"
-    if getattr(pcsim, kind.__name__, None) is kind:
-        return f"pcsim.{written}"
-    return f"{kind.__module__}.{written}"
+def call_code(call: str, settings: Mapping[str, object]) -> str:
+    """A call with keyword arguments, as code; what they need to be imported stands before it.
+
+    Args:
+        call: the function and its first arguments, without the closing parenthesis.
+        settings: further arguments, by name: numbers, texts, tuples, classes, functions or objects.
+    """
+    writer = Writer()
+    written = [f"{name}={writer.value(setting)}" for name, setting in settings.items()]
+    return "\n".join([*writer.imports, *writer.notes, f"{', '.join([call, *written])})"])
+
+
+def _seed_of(network: Network) -> int | None:
+    """The seed that all weights come from, if they are still what they were drawn as."""
+    if not isinstance(network, SeededNetwork) or network.weight_seed is None:
+        return None
+    again = copy.deepcopy(network)
+    again.seed_weights(network.weight_seed)
+    same = all(torch.equal(new, old) for new, old in zip(again.parameters(), network.parameters(), strict=True))
+    return network.weight_seed if same else None
+
+
+def _weights_code(network: Network, writer: Writer) -> list[str]:
+    tensors = [*network.parameters(), *network.buffers()]
+    dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
+    lines = [] if dtype is None else [f"net.to({dtype})"]
+    seed = _seed_of(network)
+    if seed is not None:
+        lines.append(f"net.seed_weights({seed})")
+    elif any(True for _ in network.parameters()):
+        if sum(tensor.numel() for tensor in tensors) <= MOST_WEIGHTS:
+            state = network.state_dict()
+            written = (
+                f"    {name!r}: {_whole(tensor)}," for name, tensor in state.items() if isinstance(tensor, Tensor)
+            )
+            lines += ["weights = {", *written, "}", "net.load_state_dict(weights)"]
+        else:
+            lines.append("# the weights are those of the given network; none of them is written here")
+    return lines
+
+
+def _whole(tensor: Tensor) -> str:
+    return f"tensor({tensor.tolist()!r}, dtype={tensor.dtype})"
 
 
 def _shared_modules(network: Network) -> dict[nn.Module, str]:
@@ -86,58 +117,43 @@ def _parts(network: Network) -> list[list[nn.Module]]:
     return nodes + [[edge.module] for edge in network.edges.values()]
 
 
-def _node_code(node: Node, shared: Mapping[nn.Module, str]) -> str:
+def _node_code(node: Node, shared: Mapping[nn.Module, str], writer: Writer) -> str:
     said = [repr(node.name), repr(node.shape)]
     if not isinstance(node.transfer, nn.Identity):
-        said.append(f"transfer={shared.get(node.transfer) or module_code(node.transfer)}")
+        said.append(f"transfer={shared.get(node.transfer) or writer.thing(node.transfer)}")
     if type(node.combine) is not Sum:
-        said.append(f"combine={shared.get(node.combine) or module_code(node.combine)}")
+        said.append(f"combine={shared.get(node.combine) or writer.thing(node.combine)}")
     if type(node.energy_function) is not Gaussian:
-        said.append(f"energy={_in_pcsim(node.energy_function)}")
+        said.append(f"energy={writer.thing(node.energy_function)}")
     if node.weight != 1:
         said.append(f"weight={node.weight!r}")
     if node.log_precision is not None:
         per_unit = "per_unit=True" if node.log_precision.dim() else ""
         said.append(f"precision=pcsim.LearnedPrecision({per_unit})")
     elif isinstance(node.given_precision, Tensor):
-        said.append(f"precision={_tensor_code(node.given_precision)}")
+        said.append(f"precision={writer.tensor(node.given_precision)}")
     elif node.given_precision != 1:
         said.append(f"precision={node.given_precision!r}")
     if node.deterministic:
         said.append("deterministic=True")
     if node.prior is not None:
-        written = _tensor_code(node.prior)
+        written = writer.tensor(node.prior)
         said.append(f"prior=nn.Parameter({written})" if isinstance(node.prior, nn.Parameter) else f"prior={written}")
     return f"net.add_node({', '.join(said)})"
 
 
-def _edge_code(edge: Edge, shared: Mapping[nn.Module, str]) -> str:
-    said = [repr(edge.source_name), repr(edge.target_name), shared.get(edge.module) or module_code(edge.module)]
+def _edge_code(edge: Edge, shared: Mapping[nn.Module, str], writer: Writer) -> str:
+    said = [repr(edge.source_name), repr(edge.target_name), shared.get(edge.module) or writer.thing(edge.module)]
     if edge.gain != 1:
         said.append(f"gain={edge.gain!r}")
     return f"net.add_edge({', '.join(said)}, name={edge.name!r})"
 
 
-def _tensor_code(tensor: Tensor) -> str:
-    if tensor.numel() > LONGEST_TENSOR:
-        return f"torch.zeros({tuple(tensor.shape)}, dtype={tensor.dtype})  # its values are not written here"
-    return f"tensor({tensor.tolist()!r}, dtype={tensor.dtype})"
-
-
-def _clamp_code(given: Tensor | tuple[Tensor, Tensor]) -> str:
+def _clamp_code(given: Tensor | tuple[Tensor, Tensor], writer: Writer) -> str:
     if isinstance(given, tuple):
-        return f"({_tensor_code(given[0])}, {_tensor_code(given[1])})"
-    return _tensor_code(given)
+        return f"({writer.tensor(given[0])}, {writer.tensor(given[1])})"
+    return writer.tensor(given)
 
 
 def _name(node: Node | str) -> str:
     return node if isinstance(node, str) else node.name
-
-
-def _in_pcsim(setting: object) -> str:
-    """The repr of a setting, its own class and the schedule inside it found in pcsim."""
-    written = repr(setting)
-    inner = getattr(setting, "precision", None)
-    if inner is not None and type(inner).__module__.startswith("pcsim."):
-        written = written.replace(f"precision={inner!r}", f"precision=pcsim.{inner!r}")
-    return f"pcsim.{written}" if type(setting).__module__.startswith("pcsim.") else written

@@ -1,16 +1,14 @@
 """Hypothesis strategies: random networks, and random problems on them.
 
 Graphs are small (a few nodes of a few units) and cover what a user can build: chains, skips, cycles, self-loops,
-parallel edges, deterministic nodes, one to three axes, shared modules. Everything is drawn from hypothesis or from a
-drawn seed, so a failure shrinks and can be run again.
+parallel edges, deterministic nodes, one to three axes, shared modules, and a user's own nodes and edges. Everything
+is drawn from hypothesis or from a drawn seed, so a failure shrinks and can be run again.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
 
 import attrs
 import torch
@@ -26,99 +24,24 @@ from pcsim.graph.energy import CrossEntropy, LearnedPrecision
 from pcsim.graph.network import Network
 from pcsim.graph.node import Concatenate, Node, Product
 from pcsim.verify.case import Case, NamedClamps, SeededNetwork, fully_clamped
-
-Shape = tuple[int, ...]
-
-NodeFactory = Callable[[Shape], st.SearchStrategy[Mapping[str, Any]]]
-"""From a node's shape to keyword arguments of :meth:`Network.add_node` (transfer, weight, precision, energy)."""
-
-EdgeFactory = Callable[[Shape, Shape], st.SearchStrategy[nn.Module]]
-"""From the shapes of a source and of a contribution to a module between them."""
+from pcsim.verify.parts import (
+    SEEDS,
+    EdgeFactory,
+    NodeFactory,
+    Shape,
+    edge_modules,
+    from_factory,
+    node_options,
+    shapes,
+)
+from pcsim.verify.shrinking import without
 
 RULES: tuple[LearningRule, ...] = (SettledUpdate(), ForwardUpdate(), IncrementalUpdate(), Backprop())
 
-SEEDS = st.integers(0, 2**16)
 
-
-@cache
-def shapes() -> st.SearchStrategy[Shape]:
-    """Shapes of one, two or three axes, of at most four units or so."""
-    one = st.tuples(st.integers(1, 4))
-    two = st.tuples(st.integers(1, 2), st.integers(1, 2))
-    three = st.tuples(st.integers(1, 2), st.just(2), st.integers(1, 2))
-    return st.one_of(one, one, two, three)
-
-
-@cache
-def transfers(shape: Shape) -> st.SearchStrategy[nn.Module | None]:
-    """Smooth transfers for a shape, among them one with parameters of its own; None for none."""
-    makers: tuple[Callable[[], nn.Module | None], ...] = (
-        lambda: None,
-        nn.Tanh,
-        lambda: nn.GELU(approximate="tanh"),
-        lambda: nn.Sequential(nn.Tanh(), nn.Linear(shape[-1], shape[-1])),
-    )
-    return st.sampled_from(makers).map(lambda make: make())
-
-
-@cache
-def precisions(shape: Shape, learned: bool = True) -> st.SearchStrategy[float | Tensor | LearnedPrecision]:
-    """One precision for a node, one per unit, or learned ones."""
-    number = st.sampled_from((1.0, 1.0, 0.5, 2.0, 0.0))
-    per_unit = SEEDS.map(
-        lambda seed: 0.25 + 2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    )
-    asked = st.sampled_from((LearnedPrecision(), LearnedPrecision(per_unit=True)))
-    return st.one_of(number, number, per_unit, *([asked] if learned else []))
-
-
-@cache
-def node_options(shape: Shape, *, learned_precision: bool = True) -> st.SearchStrategy[Mapping[str, Any]]:
-    """The default node factory: a transfer, a weight and a precision."""
-    weights = st.sampled_from((1.0, 1.0, 1.0, 0.5, 3.0, 0.0))
-    drawn = st.tuples(transfers(shape), weights, precisions(shape, learned_precision))
-    return drawn.map(lambda options: dict(zip(("transfer", "weight", "precision"), options, strict=True)))
-
-
-@cache
-def linear_node_options(shape: Shape) -> st.SearchStrategy[Mapping[str, Any]]:
-    """A node factory without transfers, for linear Gaussian networks; precisions are positive."""
-    return precisions(shape, learned=False).map(lambda p: {"precision": p if isinstance(p, Tensor) or p else 1.5})
-
-
-@cache
-def linear_edge_modules(source: Shape, contribution: Shape) -> st.SearchStrategy[nn.Module]:
-    """Affine modules between two shapes: dense, convolutional, or the identity where that fits."""
-    kinds = ["dense"]
-    if source == contribution:
-        kinds.append("identity")
-    if len(source) == len(contribution) in (2, 3) and source[1:] == contribution[1:]:
-        kinds.append("convolution")
-    if source[:-1] == contribution[:-1]:
-        kinds.append("linear")
-    drawn = st.tuples(st.sampled_from(kinds), st.booleans())
-    return drawn.map(lambda kind_and_bias: _module(*kind_and_bias, source, contribution))
-
-
-@cache
-def edge_modules(source: Shape, contribution: Shape) -> st.SearchStrategy[nn.Module]:
-    """The default edge factory: an affine module, now and then with a nonlinearity before it."""
-    affine = linear_edge_modules(source, contribution)
-    return st.one_of(affine, affine, affine.map(lambda module: nn.Sequential(nn.Tanh(), module)))
-
-
-def _module(kind: str, bias: bool, source: Shape, contribution: Shape) -> nn.Module:
-    if kind == "identity":
-        return nn.Identity()
-    if kind == "linear":
-        return nn.Linear(source[-1], contribution[-1], bias=bias)
-    if kind == "convolution":
-        convolution = nn.Conv1d if len(source) == 2 else nn.Conv2d
-        return convolution(source[0], contribution[0], 3, padding=1, bias=bias)
-    dense = nn.Linear(math.prod(source), math.prod(contribution), bias=bias)
-    before = [nn.Flatten()] if len(source) > 1 else []
-    after = [nn.Unflatten(1, contribution)] if len(contribution) > 1 else []
-    return nn.Sequential(*before, dense, *after) if before or after else dense
+ValueFactory = Callable[[Node, int], st.SearchStrategy[Tensor] | Tensor | None]
+"""From a node and the batch to what it is given, (batch, *shape) in float64, or to a strategy for it; None for the
+default."""
 
 
 @st.composite
@@ -134,8 +57,21 @@ def networks(
     sharing: bool = True,
     node_factory: NodeFactory = node_options,
     edge_factory: EdgeFactory = edge_modules,
+    node_shapes: st.SearchStrategy[Shape] | None = None,
 ) -> SeededNetwork:
     """Random networks in float64, weights from a drawn seed.
+
+    With factories, the graphs are random and the parts a user's own:
+
+        verify.networks(
+            node_factory=lambda shape: {"transfer": nn.Softplus(), "energy": MyEnergy()},
+            edge_factory=lambda source, contribution: MyModule(source[0], contribution[0]),
+            node_shapes=st.tuples(st.integers(1, 4)),
+        )
+
+    A factory is called anew for every node or edge, and makes a new module each time, or returns a strategy that
+    does; it returns None for the default part, where its own does not fit. All parameters are drawn anew, uniformly
+    within ±1/√fan_in.
 
     Args:
         draw: given by hypothesis.
@@ -148,17 +84,18 @@ def networks(
         sharing: allow one module on several edges.
         node_factory: arguments of nodes by shape: transfer, weight, precision, energy.
         edge_factory: modules by the shapes of their source and of their contribution.
+        node_shapes: shapes of nodes; :func:`shapes` by default.
     """
     count = draw(st.integers(*nodes))
     ends = draw(_edge_ends(count, cycles))
-    palette = draw(st.lists(shapes(), min_size=1, max_size=3))
+    palette = draw(st.lists(shapes() if node_shapes is None else node_shapes, min_size=1, max_size=3))
     network = SeededNetwork()
     contributions: list[list[Shape]] = []
     for index in range(count):
         before = [source for source, target in ends if target == index]
         leaves = any(source == index for source, _ in ends)
         shape = draw(st.sampled_from(palette))
-        options = dict(draw(node_factory(shape)))
+        options = dict(from_factory(draw, node_factory(shape), functools.partial(node_options, shape)))
         backward = any(source >= index for source in before)
         combine, given = draw(_combine(shape, len(before), combines))
         contributions.append(given)
@@ -179,7 +116,7 @@ def networks(
             if sharing and key in made and draw(st.integers(0, 5)) == 5:
                 module = made[key]
             else:
-                module = made[key] = draw(edge_factory(*key))
+                module = made[key] = from_factory(draw, edge_factory(*key), functools.partial(edge_modules, *key))
             gain = draw(st.sampled_from((1.0, 1.0, 1.0, 0.5, -0.75)))
             network.add_edge(f"n{source}", f"n{target}", module, gain=gain)
     network.double()
@@ -187,7 +124,20 @@ def networks(
     return network
 
 
-@cache
+@st.composite
+def own_networks(draw: st.DrawFn, make: Callable[[], Network]) -> SeededNetwork:
+    """A user's own network, in float64, its parameters drawn anew from a drawn seed.
+
+    Args:
+        draw: given by hypothesis.
+        make: builds the network; called for every example.
+    """
+    network = without(make()).double()
+    network.seed_weights(draw(SEEDS))
+    return network
+
+
+@functools.cache
 @st.composite
 def _edge_ends(draw: st.DrawFn, count: int, cycles: bool) -> list[tuple[int, int]]:
     """Indices of sources and targets: mostly forward and connected, parallel edges allowed."""
@@ -205,7 +155,7 @@ def _edge_ends(draw: st.DrawFn, count: int, cycles: bool) -> list[tuple[int, int
     return ends
 
 
-@cache
+@functools.cache
 @st.composite
 def _combine(draw: st.DrawFn, shape: Shape, count: int, any_kind: bool) -> tuple[nn.Module | None, list[Shape]]:
     """How a node combines its inputs, and the shape of each."""
@@ -221,7 +171,7 @@ def _combine(draw: st.DrawFn, shape: Shape, count: int, any_kind: bool) -> tuple
     return Product() if kind == "product" else None, [shape] * count
 
 
-@cache
+@functools.cache
 @st.composite
 def _priors(draw: st.DrawFn, shape: Shape) -> float | Tensor | None:
     kind = draw(st.sampled_from(("none", "none", "number", "per unit", "learned")))
@@ -244,6 +194,7 @@ def clamps(
     partial: bool = True,
     targets: bool | None = None,
     every_root: bool = False,
+    values: ValueFactory | None = None,
 ) -> NamedClamps:
     """What is given of a network: some of its roots, and none, one or several targets, in whole or in part.
 
@@ -257,6 +208,8 @@ def clamps(
         partial: allow masks.
         targets: whether at least one node with incoming edges is given; None leaves it open.
         every_root: give every node without incoming edges and without a prior.
+        values: what a node is given, (batch, *shape) in float64, from the node and the batch, or a strategy for it;
+            None, altogether or for a node: standard normal numbers.
     """
     given: NamedClamps = {}
     roots = [node for node in network.nodes.values() if not node.incoming]
@@ -272,24 +225,31 @@ def clamps(
         chosen = roots[:1] or others[:1]
     for node in chosen:
         masks = partial and not node.deterministic and not isinstance(node.energy_function, CrossEntropy)
-        given[node.name] = draw(_clamp(node, batch, masks and not (every_root and not node.incoming)))
+        own = None if values is None else values(node, batch)
+        value = from_factory(draw, own, functools.partial(_values, node, batch))
+        given[node.name] = draw(_clamp(node, value, masks and not (every_root and not node.incoming)))
     return given
 
 
+def _values(node: Node, batch: int) -> st.SearchStrategy[Tensor]:
+    def value(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        normal = torch.randn(batch, *node.shape, generator=generator, dtype=torch.float64)
+        return torch.softmax(normal, 1) if isinstance(node.energy_function, CrossEntropy) else normal
+
+    return SEEDS.map(value)
+
+
 @st.composite
-def _clamp(draw: st.DrawFn, node: Node, batch: int, masks: bool) -> Tensor | tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(draw(SEEDS))
-    value = torch.randn(batch, *node.shape, generator=generator, dtype=torch.float64)
-    if isinstance(node.energy_function, CrossEntropy):
-        value = torch.softmax(value, 1)
+def _clamp(draw: st.DrawFn, node: Node, value: Tensor, masks: bool) -> Tensor | tuple[Tensor, Tensor]:
     kind = draw(st.sampled_from(("full", "full", "full", "units", "samples"))) if masks else "full"
     if kind == "full":
         return value
-    mask = torch.rand(value.shape if kind == "samples" else node.shape, generator=generator) < 0.5
-    return value, mask
+    generator = torch.Generator().manual_seed(draw(SEEDS))
+    return value, torch.rand(value.shape if kind == "samples" else node.shape, generator=generator) < 0.5
 
 
-@cache
+@functools.cache
 @st.composite
 def schedules(draw: st.DrawFn, rate: float) -> PrecisionSchedule:
     """Constant, spiking (α = 0 and the paper's Eq. 4 among them) and decaying schedules."""
@@ -334,13 +294,13 @@ def cases(
     every_root: bool = False,
     most_samples: int = 3,
     most_steps: int = 5,
+    values: ValueFactory | None = None,
 ) -> Case:
     """Random problems: a network, clamps, a relaxation, a rule and a batch.
 
     Args:
         draw: given by hypothesis.
-        graphs: strategy for the networks; :func:`networks` by default. A user's own may end in
-            ``st.builds(make_network)``.
+        graphs: strategy for the networks; :func:`networks` by default, :func:`own_networks` for one of a user's own.
         rules: to draw from; backprop only where the graph and the clamps allow it.
         momentum: allow it.
         partial: allow masks.
@@ -348,10 +308,11 @@ def cases(
         every_root: give every node without incoming edges and without a prior, in whole.
         most_samples: largest batch.
         most_steps: T at most, unless the schedule needs more.
+        values: as of :func:`clamps`.
     """
     network = draw(networks() if graphs is None else graphs)
     batch = draw(st.integers(1, most_samples))
-    given = draw(clamps(network, batch=batch, partial=partial, targets=targets, every_root=every_root))
+    given = draw(clamps(network, batch=batch, partial=partial, targets=targets, every_root=every_root, values=values))
     full = fully_clamped(given)
     possible = [rule for rule in rules if not rule.backprop or _backprop_possible(network, given)]
     clamping = Clamping(network, full, frozenset(given) - full)
