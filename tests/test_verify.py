@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -454,3 +458,74 @@ def test_a_network_of_one_s_own_gets_other_weights() -> None:
 
     draw()
     assert len(set(weights)) > 1
+
+
+# The example
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "verify_my_network.py"
+
+
+def test_the_example_passes_as_a_file_of_pytest() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", str(EXAMPLE), "-n", "0", "-q", "-p", "no:cacheprovider"],
+        capture_output=True,
+        text=True,
+        cwd=EXAMPLE.parent.parent,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "6 passed" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "test", "shown"),
+    [
+        (
+            "return scale * self.scale * torch.tanh(",
+            "return 0.5 * scale * self.scale * torch.tanh(",
+            "test_the_local_rules_are_the_gradient_of_the_energy",
+            "energy=LogCosh(",
+        ),
+        (
+            "return self.content(value) * torch.sigmoid(self.gate(value))",
+            "self.before = getattr(self, 'before', 0) + 1\n        return self.before * self.content(value)",
+            "test_the_engines_agree",
+            "Gated(inputs=",
+        ),
+        (
+            "torch.mul(delta, weights[0], out=out)",
+            "torch.mul(delta, 2 * weights[0], out=out)",
+            "test_the_kernel_computes_what_autograd_does",
+            "check_kernel(Scale(units=1), (1,), batch=1)",
+        ),
+        (
+            "torch.mul((delta * value).sum(0), factor, out=out[0])",
+            "torch.mul((delta * value).mean(0), factor, out=out[0])",
+            "test_the_engines_agree",
+            "Scale(units=",
+        ),
+    ],
+    ids=["energy", "edge module", "kernel", "kernel in a network"],
+)
+def test_what_is_broken_in_the_example_is_found_and_printed_as_code_that_fails_again(
+    right: str, wrong: str, test: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = EXAMPLE.read_text()
+    assert source.count(right) == 1
+    path = tmp_path / "verify_broken.py"
+    path.write_text(source.replace(right, wrong))
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    specification.loader.exec_module(module)
+    with pytest.raises(AssertionError) as failure:
+        getattr(module, test)()
+    message = str(failure.value)
+    code = message[message.index("\nimport ") :]
+    assert "from verify_broken import " in code
+    assert shown in code
+    assert code.count("net.add_node(") <= 3
+    with pytest.raises(AssertionError):
+        exec(code, {})
