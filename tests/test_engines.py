@@ -8,6 +8,7 @@ import warnings
 from functools import partial
 from itertools import pairwise
 
+import attrs
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -392,6 +393,28 @@ def test_random_draws_are_held_through_a_batch(engine: str) -> None:
     first = net["hidden1"].value.clone()
     sim.infer(clamps)
     assert not torch.equal(net["hidden1"].value, first), "another batch, another draw"
+
+
+@attrs.frozen
+class Damped(pcsim.Relaxation):
+    """A way of relaxing of a user's own: half of each move is put off to the next step."""
+
+    def displacement(self, descent: Tensor, velocity: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        waiting = torch.zeros_like(descent) if velocity is None else velocity
+        return self.rate * (0.5 * descent + waiting), 0.5 * descent
+
+
+@pytest.mark.parametrize("precision", [pcsim.Constant(), pcsim.Spiking(0.0)], ids=str)
+@pytest.mark.parametrize("rule", [pcsim.SettledUpdate(), pcsim.ForwardUpdate()], ids=str)
+def test_a_displacement_of_one_s_own(rule: pcsim.LearningRule, precision: pcsim.PrecisionSchedule) -> None:
+    net, clamps = chain(5)
+    case = verify.Case(
+        net.double(),
+        {name: tensor.double() for name, tensor in clamps.items()},
+        Damped(7, 0.2, precision=precision),
+        rule,
+    )
+    verify.check_engines_agree(case)
 
 
 @pytest.mark.parametrize("engine", ["batched", "reference"])

@@ -71,6 +71,11 @@ class Relaxation:
         if self.start not in ("zeros", "previous"):
             raise SettingError(f"Relaxation.start: given {self.start!r}, expected 'zeros' or 'previous'")
 
+    @property
+    def plain(self) -> bool:
+        """Whether a value moves by rate · descent and nothing else: without momentum or a displacement of one's own."""
+        return not self.momentum and type(self).displacement is Relaxation.displacement
+
     def displacement(self, descent: Tensor, velocity: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """How far a value moves, and its new momentum.
 

@@ -222,7 +222,7 @@ class NodeBuffers:
                 value[row].copy_(problem.origin(node.name, previous))
             if self.partial:
                 self.clamp()
-        if problem.relaxation.momentum and not (self.stack.given or self.stack.deterministic):
+        if not problem.relaxation.plain and not (self.stack.given or self.stack.deterministic):
             self.tensor("velocity").zero_()  # another program of the same arena may have left its own in it
 
     def clamp(self) -> None:

@@ -236,7 +236,7 @@ class Plan:
         wiring = self.wiring
         touched = push.copy()
         touched[wiring.source[(push | wiring.upstream(push))[wiring.target]]] = True
-        if self.problem.relaxation.momentum:
+        if not self.problem.relaxation.plain:
             touched |= self._moved
         moving: Mask = touched & wiring.free
         return moving
@@ -322,7 +322,7 @@ class Plan:
         """
         wiring, relaxation, count = self.wiring, self.problem.relaxation, len(self.wiring.nodes)
         weights, scale = np.array([node.weight for node in wiring.nodes]), np.zeros(count)
-        if relaxation.momentum or relaxation.tolerance is not None or self.problem.record or not self.leave_out:
+        if not relaxation.plain or relaxation.tolerance is not None or self.problem.record or not self.leave_out:
             return np.zeros(count, bool), scale
         pushes, pushed, received = np.zeros(count, np.intp), np.zeros(count, np.intp), np.full(count, -1)
         for step, position in enumerate(self.sequence):

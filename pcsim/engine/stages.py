@@ -93,7 +93,7 @@ class Stages:
     def _may_move_directly(self) -> bool:
         """Whether messages may be added to values at once, while other messages still wait to be computed."""
         relaxation, nodes = self.problem.relaxation, self._wiring.nodes
-        plain = not relaxation.momentum and relaxation.tolerance is None and not self.plan.teaching
+        plain = relaxation.plain and relaxation.tolerance is None and not self.plan.teaching
         gaussian = all(type(nodes[p].energy_function) is Gaussian for p in np.flatnonzero(self._wiring.free))
         return plain and gaussian and not any(e.stages and e.stages[0].kernel.reads == "input" for e in self.edges)
 
@@ -355,7 +355,7 @@ class Stages:
         relaxation = self.problem.relaxation
         value, descent = buffers.at("value", rows), buffers.at("descent", rows)
         before = value.read().clone() if relaxation.tolerance is not None else None
-        velocity = buffers.at("velocity", rows) if relaxation.momentum else None
+        velocity = buffers.at("velocity", rows) if not relaxation.plain else None
         move, moved_on = relaxation.displacement(descent.read(), None if velocity is None else velocity.read())
         if velocity is not None and moved_on is not None:
             velocity.write(moved_on)
