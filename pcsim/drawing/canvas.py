@@ -84,12 +84,13 @@ def draw_frame(axes: Axes, frame: Frame) -> None:
     axes.add_patch(
         PathPatch(Path(corners, closed=True), facecolor="#F7F7F7", edgecolor="#888888", linestyle=":", zorder=1)
     )
-    _annotate(axes, ((left + right) / 2, bottom), f"× {frame.copies:,}", "black", weight="bold")
+    _annotate(axes, ((left + right) / 2, bottom), f"× {frame.copies:,}", "black", weight="bold", va="top")
 
 
 def _annotate(axes: Axes, place: tuple[float, float], text: str, colour: str, **options: Any) -> None:
     space = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-    axes.text(*place, text, ha="center", va="center", color=colour, bbox=space, zorder=5, **options)
+    options = {"va": "center", **options}
+    axes.text(*place, text, ha="center", color=colour, bbox=space, zorder=5, **options)
 
 
 def _rounded(points: Sequence[tuple[float, float]]) -> Path:
