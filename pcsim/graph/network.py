@@ -232,6 +232,7 @@ class Network(nn.Module):
     def _probe_edge(self, edge: str, source: Node, target: Node, module: nn.Module) -> tuple[Tensor, bool]:
         dtype, device = tensor_options(module, target)
         value = torch.zeros(PROBE_BATCH, *source.shape, dtype=dtype, device=device)
+        before = value._version
         try:
             contribution, stochastic = probe(module, [value])
         except Exception as problem:
@@ -245,7 +246,7 @@ class Network(nn.Module):
                 f"edge {edge!r}: its module turned (batch, {_sizes(source.shape)}) into {found}, expected one tensor "
                 f"that keeps the batch axis, here {PROBE_BATCH}, first"
             )
-        if value._version:
+        if value._version != before:
             raise GraphError(
                 f"edge {edge!r}: its module, {module!r}, works in place, so it would overwrite the value of node "
                 f"{source.name!r}; give it inplace=False"
@@ -265,8 +266,10 @@ class Network(nn.Module):
         return self._check_node(target, [contribution], edge)
 
     def _check_node(self, node: Node, contributions: list[Tensor], edge: str) -> bool:
+        before = [contribution._version for contribution in contributions]
         try:
             combined, combine_draws = probe(node.combine, contributions)
+            before.append(combined._version)
             prediction, transfer_draws = probe(node.transfer, [combined])
         except Exception as problem:
             given = ", ".join(f"(batch, {_sizes(c.shape[1:])})" for c in contributions)
@@ -274,7 +277,7 @@ class Network(nn.Module):
                 f"edge {edge!r}: node {node.name!r} cannot turn {given} into a prediction of its shape {node.shape} "
                 f"with combine {node.combine!r} and transfer {node.transfer!r}: {problem}"
             ) from problem
-        if combined._version or any(contribution._version for contribution in contributions):
+        if [tensor._version for tensor in (*contributions, combined)] != before:
             raise GraphError(
                 f"edge {edge!r}: node {node.name!r} works in place, in combine {node.combine!r} or transfer "
                 f"{node.transfer!r}, so it would overwrite what its edges contribute; give inplace=False"
