@@ -97,7 +97,9 @@ class Trainer:
         self._stopped = False
         for name, fits, expected in self._expectations():
             if not fits:
-                raise SettingError(f"Trainer.{name}: {getattr(self, name)!r} given, expected {expected}")
+                given = getattr(self, name)
+                shown = type(given).__name__ if isinstance(given, Optimizer) else repr(given)
+                raise SettingError(f"Trainer.{name}: {shown} given, expected {expected}")
 
     def fit(self, train: Iterable[Any], *, epochs: int, validation: Iterable[Any] | None = None) -> History:
         """Train for so many epochs more; ``trainer.history`` grows, and is returned.

@@ -563,3 +563,16 @@ def test_a_dropout_that_is_added_in_evaluation_mode_is_noticed() -> None:
     assert edge.stochastic
     assert net["y"].stochastic
     assert not edge.module.training
+
+
+@pytest.mark.parametrize(("given", "mend"), [(nn.Tanh, r"write Tanh\(\)"), (torch.tanh, "wrap a function in a module")])
+def test_what_is_no_module_is_refused_where_it_is_given(given: object, mend: str) -> None:
+    net = pcsim.Network()
+    net.add_node("x", (3,))
+    net.add_node("y", (3,))
+    with pytest.raises(GraphError, match=rf"node 'z': transfer .* expected an instance of nn.Module; {mend}"):
+        net.add_node("z", (3,), transfer=given)  # type: ignore[arg-type]
+    with pytest.raises(GraphError, match=rf"edge 'x->y': module .* expected an instance of nn.Module; {mend}"):
+        net.add_edge("x", "y", given)  # type: ignore[arg-type]
+    assert list(net.nodes) == ["x", "y"]
+    assert not net.edges

@@ -108,6 +108,8 @@ class Network(nn.Module):
         sizes = (shape,) if isinstance(shape, int) else tuple(shape)
         if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise GraphError(f"node {name!r}: shape {shape!r} given, expected positive numbers, batch axis left out")
+        for argument, module in (("transfer", transfer), ("combine", combine)):
+            _check_module(f"node {name!r}: {argument}", module)
         node = Node(
             self,
             name,
@@ -164,6 +166,7 @@ class Network(nn.Module):
                 f"edge {edge_name!r} would close a cycle of deterministic nodes only, whose values have no solution to "
                 "start from; make one node of the cycle latent"
             )
+        _check_module(f"edge {edge_name!r}: module", module)
         module = nn.Identity() if module is None else module
         contribution, stochastic = self._probe_edge(edge_name, start, end, module)
         node_stochastic = self._check_prediction(edge_name, end, contribution)
@@ -430,6 +433,14 @@ def listed(names: Mapping[str, object], most: int = 12) -> str:
     """The first names of a mapping, quoted, for a message."""
     shown = ", ".join(repr(name) for name in list(names)[:most])
     return f"{shown}, ... ({len(names)} in all)" if len(names) > most else shown or "none yet"
+
+
+def _check_module(argument: str, given: object) -> None:
+    if given is None or isinstance(given, nn.Module):
+        return
+    made = isinstance(given, type) and issubclass(given, nn.Module)
+    mend = f"write {given.__name__}() with its arguments" if made else "wrap a function in a module"  # type: ignore[attr-defined]
+    raise GraphError(f"{argument} {given!r} given, expected an instance of nn.Module; {mend}")
 
 
 def _sizes(shape: Sequence[int]) -> str:

@@ -16,6 +16,11 @@ Example:
     ...     verify.check_gradients(case.network, case.clamps, case.relaxation)
 """
 
+try:
+    import hypothesis  # noqa: F401
+except ImportError as error:
+    raise ImportError("pcsim.verify needs hypothesis: pip install 'pcsim[verify]'") from error
+
 from pcsim.verify.agreement import check_engines_agree
 from pcsim.verify.case import Case, NamedClamps, SeededNetwork
 from pcsim.verify.descent import check_descent
