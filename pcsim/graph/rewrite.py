@@ -63,7 +63,7 @@ def balance_paths(
     for node in net.nodes.values():
         for edge in node.incoming:
             _add_auxiliaries(balanced, edge, routes.get(edge.name), rate)
-        _add_copy(balanced, node)
+        add_copy(balanced, node)
     for edge in net.edges.values():
         _add_hops(balanced, edge, routes.get(edge.name))
     return balanced
@@ -146,8 +146,9 @@ def _add_auxiliaries(balanced: Network, edge: Edge, route: _Route | None, rate: 
             balanced.add_node(name, edge.contribution_shape, weight=weight)
 
 
-def _add_copy(balanced: Network, node: Node) -> None:
-    copied = balanced.add_node(
+def add_copy(network: Network, node: Node) -> None:
+    """Add a node like one of another network, with its modules and parameters, without its edges."""
+    copied = network.add_node(
         node.name,
         node.shape,
         transfer=node.transfer,

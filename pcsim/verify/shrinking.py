@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import attrs
 import torch
 from hypothesis import Phase, currently_in_test_context, settings
-from torch import Tensor
 
-from pcsim.graph.energy import CrossEntropy, LearnedPrecision
+from pcsim.graph.energy import CrossEntropy
 from pcsim.graph.network import Network
+from pcsim.graph.rewrite import add_copy
 from pcsim.verify.case import Case, NamedClamps, SeededNetwork, given_value
 from pcsim.verify.source import call_code
 from pcsim.verify.writing import drawn
@@ -173,24 +173,8 @@ def without(network: Network, *, nodes: set[str] | None = None, edges: set[str] 
     source = network if seed is None else copy.deepcopy(network)
     rest = SeededNetwork()
     for node in source.nodes.values():
-        if node.name in (nodes or ()):
-            continue
-        precision: float | Tensor | LearnedPrecision = node.given_precision
-        if node.log_precision is not None:
-            precision = LearnedPrecision(per_unit=node.log_precision.dim() > 0)
-        added = rest.add_node(
-            node.name,
-            node.shape,
-            transfer=node.transfer,
-            combine=node.combine,
-            energy=node.energy_function,
-            weight=node.weight,
-            precision=precision,
-            deterministic=node.deterministic,
-            prior=node.prior,
-        )
-        if node.log_precision is not None:
-            added.log_precision = node.log_precision
+        if node.name not in (nodes or ()):
+            add_copy(rest, node)
     for edge in source.edges.values():
         if edge.name not in (edges or ()) and edge.source_name in rest and edge.target_name in rest:
             rest.add_edge(edge.source_name, edge.target_name, edge.module, gain=edge.gain, name=edge.name)
