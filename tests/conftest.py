@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
 import torch
 from hypothesis import Phase, settings
 
@@ -14,3 +18,13 @@ settings.register_profile("unshrunk", phases=[Phase.explicit, Phase.generate])
 # The same examples in every run: a property that fails for one user fails for all.
 settings.register_profile("steady", derandomize=True, database=None)
 settings.load_profile("steady")
+
+
+def load_script(path: Path) -> ModuleType:
+    """A script that belongs to no package, as a module."""
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import load_script
 
 import pcsim
 
@@ -93,11 +94,7 @@ def test_pictures_are_there(page: Path) -> None:
 def test_every_figure_is_drawn_by_code_and_shown(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the figures show digits")
     pytest.importorskip("matplotlib", reason="figures need it")
-    specification = importlib.util.spec_from_file_location("figures", DOCS / "figures.py")
-    assert specification is not None
-    assert specification.loader is not None
-    figures = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(figures)
+    figures = load_script(DOCS / "figures.py")
     kept = {path.stem for path in (DOCS / "figures").iterdir()}
     assert kept == set(figures.FIGURES)
     shown = {Path(picture).stem for page in PAGES if page.exists() for picture in PICTURE.findall(page.read_text())}

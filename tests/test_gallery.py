@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import load_script
 
 GALLERY = Path(__file__).parent.parent / "examples" / "gallery"
 TINY = {
@@ -31,12 +31,7 @@ NUMBERS = {
 
 def script(name: str) -> ModuleType:
     """A script of the gallery as a module."""
-    specification = importlib.util.spec_from_file_location(name, GALLERY / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script(GALLERY / f"{name}.py")
 
 
 def numbers(line: str) -> list[float]:
