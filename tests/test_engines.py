@@ -365,6 +365,35 @@ class TestFrozenStatistics:
         assert torch.equal(norm.running_mean, before)
         assert norm.training
 
+    @pytest.mark.parametrize("rule", verify.RULES, ids=lambda rule: type(rule).__name__)
+    @pytest.mark.parametrize("design", ["VGG5", "ResNet10"])
+    def test_the_papers_networks_train_alike_in_both_engines(self, design: str, rule: pcsim.LearningRule) -> None:
+        torch.manual_seed(0)
+        if design == "VGG5":
+            net = pcsim.topologies.vgg(design, image=(3, 16, 16), width=0.03, batch_norm=True)
+        else:
+            net = pcsim.topologies.resnet(design, image=(3, 8, 8), width=0.05, batch_norm=True)
+            net = pcsim.balance_paths(net, 0.3)
+        results = []
+        for engine in ("reference", "batched"):
+            twin = copy.deepcopy(net).double()
+            sim = pcsim.Simulator(
+                twin, pcsim.Relaxation(12, 0.3, precision=pcsim.Spiking(alpha=0.01)), rule, engine=engine
+            )
+            optimizer = optim.SGD(twin.parameters(), lr=0.05)
+            draw = torch.Generator().manual_seed(1)
+            for _ in range(2):
+                image = torch.randn(4, *twin["input"].shape, generator=draw, dtype=torch.float64)
+                sim.update({"input": image, "output": torch.randn(4, 10, generator=draw).double()}, optimizer)
+            results.append(twin.state_dict())
+        for name, expected in results[0].items():
+            torch.testing.assert_close(results[1][name], expected, msg=lambda text, name=name: f"{name}: {text}")
+
+    def test_one_sample_has_no_statistics_of_its_own(self) -> None:
+        net, _ = self.network("node")
+        with pytest.raises(ValueError, match="more than one value per channel"):
+            pcsim.Simulator(net).infer({"image": torch.randn(1, 3), "output": torch.randn(1, 2)})
+
     def test_both_engines_train_alike(self) -> None:
         results = []
         for engine in ("reference", "batched"):
@@ -460,6 +489,53 @@ def test_a_user_s_kernel_is_used_and_right() -> None:
     assert DoublingKernel.calls > 0
 
 
+def test_what_equal_edges_add_up_to_goes_through_several_modules() -> None:
+    net = pcsim.Network()
+    net.add_node("image", (3,))
+    net.add_node("hidden", (4,), transfer=nn.Sequential(nn.Tanh(), nn.GELU()))
+    net.add_node("output", (2,))
+    for name in ("first", "second"):
+        net.add_edge("image", "hidden", nn.Linear(3, 4), name=name)
+    net.add_edge("hidden", "output", nn.Linear(4, 2))
+    net.double()
+    clamps = {"image": torch.randn(5, 3).double(), "output": torch.randn(5, 2).double()}
+    verify.check_engines_agree(verify.Case(net, clamps, pcsim.Relaxation(5, 0.1), pcsim.SettledUpdate()))
+
+
+class Gains(nn.Module):
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.gains = nn.Parameter(torch.linspace(0.5, 2.0, units))
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value * self.gains
+
+
+class GainsKernel(pcsim.Kernel[Gains]):
+    stacks, reads, fills_out, elementwise = True, "nothing", True, True
+
+    def forward(self, module, weights, value, out, saved):
+        return torch.mul(value, weights[0], out=out)
+
+    def message(self, module, weights, delta, value, output, out, saved):
+        return torch.mul(delta, weights[0], out=out)
+
+    def gradients(self, module, weights, delta, value, factor, out, saved):
+        torch.sum(factor * delta * value, 0, out=out[0])
+
+
+@pytest.mark.parametrize("rule", verify.RULES, ids=lambda rule: type(rule).__name__)
+def test_weights_of_a_transfer_learn_from_its_error_and_not_from_what_it_passes_on(rule: pcsim.LearningRule) -> None:
+    pcsim.register_kernel(Gains, GainsKernel())
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([3, 4, 4, 2])
+    for name in ("hidden1", "hidden2"):
+        net[name].transfer = nn.Sequential(Gains(4), nn.Tanh(), Gains(4))
+    net.double()
+    clamps = {"input": torch.randn(5, 3).double(), "output": torch.randn(5, 2).double()}
+    verify.check_engines_agree(verify.Case(net, clamps, pcsim.Relaxation(5, 0.1), rule))
+
+
 @pytest.mark.parametrize(
     ("module", "shape"),
     [
@@ -474,6 +550,11 @@ def test_a_user_s_kernel_is_used_and_right() -> None:
         (nn.Conv2d(2, 4, 3, groups=2, bias=False), (2, 5, 5)),
         (nn.MaxPool2d(2), (2, 4, 4)),
         (nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True), (2, 6, 6)),
+        (nn.BatchNorm1d(4), (4,)),
+        (nn.BatchNorm1d(4), (4, 3)),
+        (nn.BatchNorm1d(4, affine=False).eval(), (4,)),
+        (nn.BatchNorm2d(3, eps=0.1), (3, 4, 4)),
+        (nn.BatchNorm2d(3, track_running_stats=False).eval(), (3, 4, 4)),
     ],
     ids=str,
 )

@@ -22,6 +22,8 @@ from pcsim.graph.network import Network
 
 KEPT_PROGRAMS = 4
 """Programs of different clamps or batch sizes that are kept; a last, smaller batch is one of its own."""
+IMAGE_AXES = 4
+"""Of a batch of images: (batch, channels, height, width)."""
 
 
 class _Turns:
@@ -81,7 +83,12 @@ class BatchedEngine(Engine):
 
     def forward(self, problem: Problem) -> State:
         """Values after the feed-forward start alone (SPEC §2, Start)."""
-        return self._reference.forward(problem)
+        # Laid out channels last, images stay so from module to module, and pooling them is several times faster.
+        clamps = {
+            name: clamp if clamp.value.dim() != IMAGE_AXES else attrs.evolve(clamp, value=_channels_last(clamp.value))
+            for name, clamp in problem.clamps.items()
+        }
+        return self._reference.forward(attrs.evolve(problem, clamps=clamps))
 
     def relax(
         self,
@@ -143,7 +150,7 @@ class BatchedEngine(Engine):
             self._reference.update_statistics(state)
             return
         with torch.no_grad():
-            self._latest[1].update_statistics()
+            self._latest[1].update_statistics(state.steps)
 
     def _program(self, problem: Problem, *, teaching: bool) -> Program:
         """The program of a problem, made when it is first needed.
@@ -176,6 +183,10 @@ class BatchedEngine(Engine):
             except DivergenceError as error:
                 return error
         return divergence(problem, program.lost(), steps - 1 if steps else None)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _addresses(problem: Problem) -> list[int]:

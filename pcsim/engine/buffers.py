@@ -74,6 +74,8 @@ class Stage:
     ) -> None:
         self.kernel, self.module = link
         self.saved = saved
+        self.keeps_delta = not self.kernel.elementwise or bool(weights)
+        """Whether the message goes elsewhere than over delta, since it must, or since the weights learn from delta."""
         self._weights, self._gradients, self._stacked = weights, gradients, stacked
         self._bound: dict[tuple[int, int], Bound] = {}
 
@@ -176,9 +178,11 @@ class NodeBuffers:
         else:
             self.tensors["forward_value"] = self._new()
             self.copies.append((self.tensors["forward_value"], self.tensors["value"]))
-        chain = enumerate(stack.chain or ())
-        self.stages = [Stage(link, (), (), arena.saved((key, place)), stacked=False) for place, link in chain]
+        self.gradients: dict[nn.Parameter, Tensor] = {}
+        self.stages = [self._stage(link, arena.saved((key, place))) for place, link in enumerate(stack.chain or ())]
         self._shares = merged([stage.kernel for stage in self.stages], 0)
+        if len(stack.nodes) == 1 and self._shares[0] != len(self.stages):
+            self._shares[0] = 0  # the inlet of a single node has a place of its own, to which edges may add
         self._slot = arena.slot((key, "inlet")) if slotted else None
         self._inner = [arena.slot((key, "inner", place)) for place in range(len(self.stages))]
         self._pulled = [arena.slot((key, "pulled", place)) for place in range(len(self.stages))]
@@ -187,6 +191,12 @@ class NodeBuffers:
         """Pulled-back errors by edge position, where the node goes through autograd."""
         self.graph: tuple[dict[int, Tensor], Tensor] | None = None
         self._clamps = problem.clamps
+
+    def _stage(self, link: Link, saved: Saved) -> Stage:
+        own = list(link[1].parameters())
+        made = [self._arena.shared((self._key, "gradient", id(p)), like(p)) for p in own]
+        self.gradients.update(zip(own, made, strict=True))
+        return Stage(link, own, made, saved, stacked=False)
 
     def _new(self) -> Tensor:
         return self._arena.new(len(self.stack.nodes), self._batch, self.node.shape, self._images)
@@ -260,14 +270,14 @@ class NodeBuffers:
         """Where the error, pulled back to what the edges contribute, is found."""
         if self.autograd:
             return self.outputs.setdefault(edge, self._arena.slot((self._key, "output", edge)))
-        for link, stage in enumerate(self.stages):
-            if not stage.kernel.elementwise:
-                return self.pulled_at(link)
-        return self.at("delta", rows)
+        return self.delta_at(rows, 0)
 
-    def pulled_at(self, link: int) -> Slot:
-        """Where the error goes that a stage which cannot work in place has pulled back."""
-        return self._pulled[link]
+    def delta_at(self, rows: Positions, link: int) -> Place:
+        """Where the error, pulled back to place ``link`` of the transfer's chain, is found."""
+        for later, stage in enumerate(self.stages[link:], start=link):
+            if stage.keeps_delta:
+                return self._pulled[later]
+        return self.at("delta", rows)
 
     def inlet_at(self, rows: Positions) -> Part:
         """What several edges contribute to, as a part that can be added to; a row may occur twice."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", bound=nn.Module, contravariant=True)
 
 Weights = Sequence[Tensor]
 """A module's parameters in the order of ``module.parameters()``; over a stack of k modules, each (k, *shape)."""

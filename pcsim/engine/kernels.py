@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from pcsim.engine.kernel import Kernel, Saved, Weights, register
 
 aten = torch.ops.aten
+
+Normalising: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d
 
 
 def _tensor(result: Tensor) -> Tensor:
@@ -295,6 +298,79 @@ class MaxPool2d(Kernel[nn.MaxPool2d]):
         return _tensor(aten.max_pool2d_with_indices_backward.grad_input(delta, value, *settings, grad_input=out))
 
 
+class BatchNorm(Kernel[Normalising]):
+    """``nn.BatchNorm1d`` and ``nn.BatchNorm2d``.
+
+    In training mode with the statistics of the batch at hand, which are kept for the messages (arXiv 2506.23800,
+    Eq. 6); in evaluation mode with the running ones.
+    """
+
+    reads = "input"
+
+    def accepts(self, module: Normalising, shape: tuple[int, ...]) -> bool:
+        """Whether values have as many axes as the module takes."""
+        return len(shape) in ((3,) if isinstance(module, nn.BatchNorm2d) else (1, 2))
+
+    def forward(self, module: Normalising, weights: Weights, value: Tensor, out: Tensor | None, saved: Saved) -> Tensor:
+        """Each channel less its mean, over its deviation, times weight plus bias."""
+        if _by_batch(module) and value.numel() == value.shape[1]:
+            raise ValueError(f"{module}: {tuple(value.shape)} given, expected more than one value per channel to train")
+        normal, saved["mean"], saved["inverse deviation"] = aten.native_batch_norm(
+            value, *_affine(weights), *_running(module), _by_batch(module), 0.0, module.eps
+        )
+        return _tensor(normal)
+
+    @staticmethod
+    def _backward(
+        module: Normalising, weights: Weights, delta: Tensor, value: Tensor, saved: Saved, wanted: list[bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        statistics = *_running(module), saved["mean"], saved["inverse deviation"]
+        result: tuple[Tensor, Tensor, Tensor] = aten.native_batch_norm_backward(
+            delta, value, _affine(weights)[0], *statistics, _by_batch(module), module.eps, wanted
+        )
+        return result
+
+    def message(
+        self,
+        module: Normalising,
+        weights: Weights,
+        delta: Tensor,
+        value: Tensor,
+        output: Tensor,
+        out: Tensor | None,
+        saved: Saved,
+    ) -> Tensor:
+        """Delta pulled back, through the batch's own mean and deviation as well."""
+        return self._backward(module, weights, delta, value, saved, [True, False, False])[0]
+
+    def gradients(
+        self,
+        module: Normalising,
+        weights: Weights,
+        delta: Tensor,
+        value: Tensor,
+        factor: float,
+        out: Weights,
+        saved: Saved,
+    ) -> None:
+        """Write the gradients of weight and bias."""
+        _, weight, bias = self._backward(module, weights, delta, value, saved, [False, True, True])
+        torch.mul(weight, factor, out=out[0])
+        torch.mul(bias, factor, out=out[1])
+
+
+def _by_batch(module: Normalising) -> bool:
+    return module.training or module.running_mean is None
+
+
+def _running(module: Normalising) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if _by_batch(module) else (module.running_mean, module.running_var)
+
+
+def _affine(weights: Weights) -> tuple[Tensor | None, Tensor | None]:
+    return (weights[0], weights[1]) if weights else (None, None)
+
+
 def _window(module: nn.MaxPool2d) -> tuple[list[int], list[int], list[int], list[int], bool]:
     def pair(size: int | tuple[int, ...]) -> list[int]:
         return [size, size] if isinstance(size, int) else list(size)
@@ -311,3 +387,5 @@ register(nn.GELU, GELU())
 register(nn.Flatten, Flatten())
 register(nn.Conv2d, Conv2d())
 register(nn.MaxPool2d, MaxPool2d())
+register(nn.BatchNorm1d, BatchNorm())
+register(nn.BatchNorm2d, BatchNorm())

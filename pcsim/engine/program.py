@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pcsim.engine import operations as do
-from pcsim.engine.buffers import Arena, NodeBuffers
+from pcsim.engine.buffers import FIRST, Arena, NodeBuffers
 from pcsim.engine.engine import Problem, Record, State
+from pcsim.engine.kernel import Autograd
 from pcsim.engine.plan import Phase, Plan, Positions
 from pcsim.engine.stacks import Stacks
 from pcsim.engine.stages import Activity, Operations, Stages
 from pcsim.graph.energy import sample_norm
+from pcsim.graph.evaluation import frozen_statistics
 
 
 class Program(Stages):
@@ -180,14 +182,29 @@ class Program(Stages):
         norms = [torch.linalg.vector_norm(value) for value in moving]
         return not norms or math.isfinite((norms[0] if len(norms) == 1 else torch.stack(norms).max()).item())
 
-    def update_statistics(self) -> None:
+    def update_statistics(self, steps: int) -> None:
         """Evaluate the modules that normalise once more, on the activity that they saw last, statistics unfrozen."""
+        if self.plan.teaching:  # values and weights have moved on since the last step's predictions
+            with frozen_statistics(self.problem.snapshot.normalising):
+                for operation in self.closing(steps):
+                    operation()
         normalising = {id(module) for module in self.problem.snapshot.normalising}
+        activity: Activity = "forward" if self.problem.rule.at_forward else "present"
         for edge in self.edges:
             owner = edge.stack.edges[0]
-            if edge.stages and any(id(module) in normalising for module in owner.modules()):
+            if not any(id(module) in normalising for module in owner.modules()):
+                continue
+            if isinstance(edge.stages[0].kernel, Autograd):
                 owner.contribute(edge.stages[0].saved["value"].detach(), self.problem.seed)
+                continue
+            for link, stage in enumerate(edge.stages):
+                if id(stage.module) in normalising:
+                    place = edge.place(link, FIRST) if link else self._activity(edge, FIRST, activity)
+                    stage.module(place.read())
         for buffers in self.nodes:
+            for link, stage in enumerate(buffers.stages):
+                if id(stage.module) in normalising:
+                    stage.module(buffers.place(link, FIRST).read())
             if buffers.graph is not None and any(id(module) in normalising for module in buffers.node.modules()):
                 leaves, _ = buffers.graph
                 buffers.node.predict([leaf.detach() for leaf in leaves.values()], self.problem.seed)

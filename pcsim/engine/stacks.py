@@ -120,10 +120,6 @@ def chain_of(module: nn.Module, shape: tuple[int, ...]) -> list[Link] | None:
     return chain
 
 
-def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
-
-
 def _signature(chain: Sequence[Link]) -> Hashable:
     return tuple((type(kernel), kernel.signature(module)) for kernel, module in chain)
 
@@ -145,6 +141,12 @@ class NodeStack:
     given: bool
     deterministic: bool
     chain: list[Link] | None
+
+    @property
+    def by_units(self) -> bool:
+        """Whether the transfer takes each unit by itself, so that errors pulled back lie where they were."""
+        units = (kernel.elementwise and next(module.parameters(), None) is None for kernel, module in self.chain or ())
+        return self.chain is not None and all(units)
 
     def rows(self, mask: Mask) -> Positions:
         """Rows of the nodes in a mask over the network."""
@@ -272,10 +274,10 @@ def stack_nodes(plan: Plan, stacking: bool) -> list[NodeStack]:
     for position, node in enumerate(wiring.nodes):
         shape = next((edge.contribution_shape for edge in node.incoming), node.shape)
         by_hand = isinstance(node.combine, Sum) and not node.stochastic and node.prior is None
-        chain = chain_of(node.transfer, shape) if by_hand else None
-        bare = chain is not None and not _has_parameters(node.transfer)
-        together = stacking and bare and all(kernel.stacks for kernel, _ in chain or ())
-        chains[position] = chain if bare else None
+        own = list(node.transfer.parameters())
+        by_hand = by_hand and all(wiring.users[p] == 1 and p.requires_grad for p in own)
+        chain = chains[position] = chain_of(node.transfer, shape) if by_hand else None
+        together = stacking and chain is not None and not own and all(k.stacks and k.elementwise for k, _ in chain)
         kind = (
             None if together else node.name,
             node.name in clamping.full,
@@ -285,7 +287,7 @@ def stack_nodes(plan: Plan, stacking: bool) -> list[NodeStack]:
             node.name in clamping.cyclic,
             node.shape,
             shape,
-            _signature(chain) if bare and chain is not None else None,
+            None if chain is None else _signature(chain),
             None if type(node.energy_function) is Gaussian else id(node.energy_function),
         )
         groups.setdefault(kind, []).append(position)
@@ -316,8 +318,8 @@ def stack_edges(plan: Plan, nodes: Sequence[NodeStack], registry: WeightRegistry
         if chain is not None and edge.gain != 1.0:
             chain = [*chain, (Gain(edge.gain), edge.module)]
         chains[position] = chain
-        # A node evaluated by autograd keeps what each of its edges contributes, and is handed, apart.
-        alone = chain is None or nodes[stack_at[wiring.target[position]]].chain is None
+        # Any other node keeps the errors that it has pulled back in places of their own, one for each edge.
+        alone = chain is None or not nodes[stack_at[wiring.target[position]]].by_units
         together = stacking and not alone and all(kernel.stacks for kernel, _ in chain or ())
         stacked = registry.by_edge.get(edge.name)
         kind = (

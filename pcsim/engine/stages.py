@@ -49,8 +49,8 @@ class Stages:
         for parameter, users in self._users.items():
             if users > 1:
                 self._gradients[parameter] = arena.shared(("total gradient", id(parameter)), like(parameter))
-        for edge in self.edges:
-            self._gradients.update({p: g for p, g in edge.gradients.items() if self._users[p] == 1})
+        for own in (buffers.gradients for stacks in (self.edges, self.nodes) for buffers in stacks):
+            self._gradients.update({p: g for p, g in own.items() if self._users[p] == 1})
         self.direct_moves = self._may_move_directly()
         self.largest = 0.0
         """The largest update of the present step, where the relaxation may stop by it."""
@@ -238,13 +238,11 @@ class Stages:
             if buffers.autograd:
                 operations.append(partial(do.pull_back_by_autograd, buffers))
                 continue
-            delta: Place = buffers.at("delta", rows)
             for link in reversed(range(len(buffers.stages))):
-                stage = buffers.stages[link]
-                place = delta if stage.kernel.elementwise else buffers.pulled_at(link)
-                value, output, bound = buffers.place(link, rows), buffers.place(link + 1, rows), stage.bound(rows)
-                operations.append(do.sending(bound, delta, value, output, place))
-                delta = place
+                bound = buffers.stages[link].bound(rows)
+                delta, goal = buffers.delta_at(rows, link + 1), buffers.delta_at(rows, link)
+                value, output = buffers.place(link, rows), buffers.place(link + 1, rows)
+                operations.append(do.sending(bound, delta, value, output, goal))
 
     def _pass_on(self, operations: Operations, phase: Phase) -> None:
         """Errors through deterministic nodes, within the step."""
@@ -328,10 +326,16 @@ class Stages:
     def _teach_node(
         self, operations: Operations, buffers: NodeBuffers, rows: Positions, phase: Phase, factor: float
     ) -> dict[nn.Parameter, Tensor]:
+        for link, stage in enumerate(buffers.stages):
+            parts = stage.gradients(rows)
+            if parts:
+                delta, value = buffers.delta_at(rows, link + 1), buffers.place(link, rows)
+                operations.append(partial(do.gradients, stage.bound(rows), delta, value, factor, parts))
         written: dict[nn.Parameter, Tensor] = {}
         for row in rows.tolist():
             node = buffers.stack.nodes[row]
-            own = [p for p in node.parameters() if p.requires_grad and p is not node.log_precision]
+            by_autograd = node.parameters() if buffers.autograd else ()
+            own = [p for p in by_autograd if p.requires_grad and p is not node.log_precision]
             places = [self._own_gradient(node, parameter) for parameter in own]
             if own:
                 operations.append(partial(do.gradients_by_autograd, buffers, own, factor, places))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from pcsim.engine.kernel import kernel_for
+from pcsim.engine.kernel import Kernel, kernel_for
 from pcsim.errors import SettingError
+from pcsim.graph.evaluation import Snapshot, frozen_statistics
 from pcsim.verify.shrinking import hypothesis_shrinks
 from pcsim.verify.writing import Writer
 
@@ -51,6 +55,12 @@ def check_kernel(module: nn.Module, shape: tuple[int, ...], *, batch: int = 3, t
 def _check(module: nn.Module, shape: tuple[int, ...], batch: int, tolerance: float) -> None:
     kernel = kernel_for(module, shape)
     assert kernel is not None
+    module = copy.deepcopy(module).double()
+    with frozen_statistics(Snapshot(module).normalising):
+        _compare(kernel, module, shape, batch, tolerance)
+
+
+def _compare(kernel: Kernel[Any], module: nn.Module, shape: tuple[int, ...], batch: int, tolerance: float) -> None:
     for count in (None, 2) if kernel.stacks else (None,):
         generator = torch.Generator().manual_seed(0)
         lead = (batch,) if count is None else (count, batch)
