@@ -1,20 +1,27 @@
 """Assemble the runs of ``train_images.py --json`` into one Markdown table; a cell is filled as soon as its run is done.
 
-python examples/results_table.py results/*.json
+    python examples/results_table.py results/*.json
+    python examples/results_table.py --commands results/*.json
+    python examples/results_table.py --of validation results/search/*.json
+
+With --commands, the command that repeats each row follows the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import train_images
 
-HEAD = ["data", "network", "width", "BF", "auxiliary", "method", "test accuracy", "seeds", "best epoch", "epochs",
+HEAD = ["data", "network", "width", "BF", "auxiliary", "method", "{of} accuracy", "seeds", "best epoch", "epochs",
         "images", "rate", "α", "T", "lr", "hours"]  # fmt: skip
+METHODS = ("backprop", "PC", "iPC")
 
 
 def method(settings: dict[str, Any]) -> str:
@@ -28,10 +35,10 @@ def method(settings: dict[str, Any]) -> str:
     return name + precision + rule + nudge
 
 
-def line(content: dict[str, Any]) -> list[str]:
+def line(content: dict[str, Any], of: str) -> list[str]:
     """One file as a row."""
     settings, runs = content["settings"], content["runs"]
-    accuracies = torch.tensor([run["test"] for run in runs], dtype=torch.float64)
+    accuracies = torch.tensor([run[of] for run in runs], dtype=torch.float64)
     spread = f" ±{accuracies.std():.4f}" if len(runs) > 1 else ""
     residual = settings["topology"].startswith("res") and settings["method"] != "bp"
     inferring = settings["method"] != "bp"
@@ -56,13 +63,49 @@ def line(content: dict[str, Any]) -> list[str]:
     ]
 
 
+def place(content: dict[str, Any]) -> tuple[object, ...]:
+    """Where a row belongs: by network, then by method from backprop to the most elaborate, then by its settings."""
+    settings = content["settings"]
+    family, size = re.findall(r"[a-z]+|\d+", settings["topology"])
+    name = method(settings)
+    rank = METHODS.index(re.split(r"[ ,]", name)[0]), len(name), name
+    rest = (settings[key] for key in ("rate", "alpha", "lr"))
+    network = family == "resnet", family, int(size), settings["batchnorm"]
+    return settings["data"], *network, *rank, not settings["auxiliary"], settings["steps"] or 0, *rest
+
+
+def command(content: dict[str, Any]) -> str:
+    """What repeats a row: every option that is not at its default."""
+    settings = content["settings"]
+    defaults = train_images.settings_of(train_images.parsed(["--data", settings["data"]]))
+    words = ["python examples/train_images.py --data", settings["data"]]
+    if settings["data"] != "digits":
+        words.append("--root DATA")
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if name == "data" or value == defaults[name]:
+            continue
+        words.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}")
+    if len(content["runs"]) > 1:
+        words.append(f"--seeds {len(content['runs'])}")
+    return " ".join(words)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", metavar="JSON")
-    rows = [line(json.loads(path.read_text())) for path in parser.parse_args(arguments).files]
-    for row in (HEAD, ["---"] * len(HEAD), *rows):
+    parser.add_argument("--of", choices=("test", "validation"), default="test", help="whose accuracy to show")
+    parser.add_argument("--commands", action="store_true", help="print what repeats each row as well")
+    options = parser.parse_args(arguments)
+    contents = sorted((json.loads(path.read_text()) for path in options.files), key=place)
+    head = [title.format(of=options.of) for title in HEAD]
+    for row in (head, ["---"] * len(HEAD), *(line(content, options.of) for content in contents)):
         print(f"| {' | '.join(row)} |")
+    if options.commands:
+        print()
+        for content in contents:
+            print(f"    {command(content)}")
 
 
 if __name__ == "__main__":

@@ -61,17 +61,14 @@ class Simulator:
         self.relaxation = Relaxation() if relaxation is None else relaxation
         self.rule = SettledUpdate() if rule is None else rule
         self.nudging = nudging
-        if nudging is not None and nudging.centred and self.rule.every_step:
-            raise SettingError(
-                f"Simulator.nudging: {nudging} given, but {type(self.rule).__name__} learns during the relaxation, so "
-                "that there are no two to be averaged; nudge to one side, or use another rule"
-            )
+        if nudging is not None:
+            nudging.check_rule(self.rule)
         if isinstance(engine, str) and engine not in ENGINES:
             raise SettingError(f"engine {engine!r} is unknown; choose one of {', '.join(map(repr, ENGINES))}")
         self.engine = (ENGINES[engine] if isinstance(engine, str) else engine)(network)
         self._state: State | None = None
         self._clampings: dict[tuple[object, ...], Clamping] = {}
-        self._checked: set[tuple[Clamping, Relaxation]] = set()
+        self._checked: set[tuple[object, ...]] = set()
 
     # Running
 
@@ -270,13 +267,15 @@ class Simulator:
         nudge = 1.0 if self.nudging is None or predicting else self.nudging.beta
         seed = int(torch.randint(2**31, ()).item()) if clamping.stochastic and not predicting else 0
         problem = Problem(clamping, fits, relaxation, self.rule, batch, *options, snapshot, seed, record, nudge)
-        if (clamping, relaxation) not in self._checked and not predicting:
+        combined = clamping, relaxation, self.nudging, self.rule.every_step
+        if combined not in self._checked and not predicting:
             if self.nudging is not None:
+                self.nudging.check_rule(self.rule)
                 self.nudging.check(clamping)
             if not self.rule.backprop:
                 relaxation.precision.check(problem.arrivals, relaxation.steps)
                 check_delay(self.network, relaxation)
-            self._checked.add((clamping, relaxation))
+            self._checked.add(combined)
         return problem
 
     def _by_name(self, clamps: Clamps) -> dict[str, Tensor | tuple[Tensor, Tensor]]:

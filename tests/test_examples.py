@@ -136,16 +136,41 @@ def test_train_images_refuses_what_it_does_not_know(tmp_path: Path, capsys: pyte
         assert message in capsys.readouterr().err
 
 
-def test_results_table_has_a_row_for_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train_images(tmp_path, "--topology resnet10 --width 0.04 --batchnorm --alpha 0")
+def test_results_table_has_a_row_for_each_file_and_its_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    words = "--data digits --topology resnet10 --width 0.04 --batchnorm --alpha 0 --epochs 2 --train-size 256"
+    paths = [tmp_path / "small.json", tmp_path / "backprop.json"]
+    for path, method in zip(paths, ("", " --method bp"), strict=True):
+        example("train_images").main(f"{words}{method} --json {path}".split())
     capsys.readouterr()
-    example("results_table").main([str(tmp_path / "runs.json")])
-    head, rule, row = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
-    assert len(head) == len(rule) == len(row)
+    example("results_table").main(["--commands", "--of", "validation", *map(str, paths)])
+    head, rule, backprop, row, _, *commands = capsys.readouterr().out.splitlines()
+    head, rule, backprop, row = (text.strip("| ").split(" | ") for text in (head, rule, backprop, row))
+    assert len(head) == len(rule) == len(row) == len(backprop)
+    assert dict(zip(head, backprop, strict=True))["method"] == "backprop"
     cells = dict(zip(head, row, strict=True))
     assert cells["network"] == "ResNet10"
     assert cells["method"] == "PC + spiking + FU"
     assert (cells["BF"], cells["auxiliary"], cells["α"], cells["T"]) == ("yes", "yes", "0", "10")
+    runs = json.loads(paths[0].read_text())
+    assert cells["validation accuracy"] == f"{runs['runs'][0]['validation']:.4f}"
+    for text, path in zip(commands, reversed(paths), strict=True):
+        options = example("train_images").parsed(text.split()[2:])
+        assert example("train_images").settings_of(options) == json.loads(path.read_text())["settings"]
+
+
+def test_the_results_in_the_documents_are_those_of_the_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    folder = EXAMPLES.parent / "docs" / "results"
+    page = (folder.parent / "results.md").read_text()
+    for options, files in ((["--commands"], folder), (["--of", "validation"], folder / "search")):
+        example("results_table").main([*options, *map(str, sorted(files.glob("*.json")))])
+        for text in filter(None, capsys.readouterr().out.splitlines()):
+            assert text in page
 
 
 def test_hundred_layers_at_a_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

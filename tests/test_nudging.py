@@ -161,3 +161,15 @@ class TestErrors:
             pcsim.Simulator(net, rule=rule, nudging=pcsim.Nudging(0.1)).infer(
                 {"x": torch.zeros(2, 2), "y": torch.eye(3)[:2]}
             )
+
+    def test_what_is_changed_between_runs_is_checked_again(self) -> None:
+        net, clamps = chain()
+        sim = pcsim.Simulator(net, pcsim.Relaxation(4, 0.1), pcsim.IncrementalUpdate())
+        sim.infer(clamps)
+        sim.nudging = pcsim.Nudging(0.5, centred=True)
+        with pytest.raises(SettingError, match="learns during the relaxation"):
+            sim.infer(clamps)
+        sim.rule = pcsim.SettledUpdate()
+        sim.infer(clamps)
+        with pytest.raises(SettingError, match="target 'output': it is clamped in part"):
+            sim.infer({**clamps, "output": (clamps["output"], torch.tensor([True, False]))})

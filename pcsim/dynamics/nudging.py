@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from pcsim.dynamics.learning import LearningRule
 from pcsim.errors import SettingError
 from pcsim.graph.clamping import Clamping
 from pcsim.graph.energy import Gaussian
@@ -42,6 +43,18 @@ class Nudging:
     def sign(self) -> int:
         """Sign of the weights' gradients: that of β."""
         return 1 if self.beta > 0 else -1
+
+    def check_rule(self, rule: LearningRule) -> None:
+        """Refuse a rule that leaves nothing to be averaged.
+
+        Raises:
+            SettingError: nudging is centred, and the rule learns during the relaxation.
+        """
+        if self.centred and rule.every_step:
+            raise SettingError(
+                f"Simulator.nudging: {self} given, but {type(rule).__name__} learns during the relaxation, so that "
+                "there are no two to be averaged; nudge to one side, or use another rule"
+            )
 
     def check(self, clamping: Clamping) -> None:
         """Refuse targets of which nudging says nothing.
