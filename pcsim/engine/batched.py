@@ -84,11 +84,12 @@ class BatchedEngine(Engine):
     def forward(self, problem: Problem) -> State:
         """Values after the feed-forward start alone (SPEC §2, Start)."""
         # Laid out channels last, images stay so from module to module, and pooling them is several times faster.
-        clamps = {
-            name: clamp if clamp.value.dim() != IMAGE_AXES else attrs.evolve(clamp, value=_channels_last(clamp.value))
+        images = {
+            name: attrs.evolve(clamp, value=clamp.value.contiguous(memory_format=torch.channels_last))
             for name, clamp in problem.clamps.items()
+            if clamp.value.dim() == IMAGE_AXES
         }
-        return self._reference.forward(attrs.evolve(problem, clamps=clamps))
+        return self._reference.forward(attrs.evolve(problem, clamps={**problem.clamps, **images}))
 
     def relax(
         self,
@@ -183,10 +184,6 @@ class BatchedEngine(Engine):
             except DivergenceError as error:
                 return error
         return divergence(problem, program.lost(), steps - 1 if steps else None)
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _addresses(problem: Problem) -> list[int]:

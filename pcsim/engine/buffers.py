@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pcsim.engine.engine import Problem, State
 from pcsim.engine.kernel import Autograd, Gain, Kernel, Saved, Weights
 from pcsim.engine.plan import Positions
-from pcsim.engine.stacks import EdgeStack, Link, NodeStack, Part, Place, Slot, rows_of, run_of
+from pcsim.engine.stacks import EdgeStack, Link, NodeStack, Part, Place, Slot, pulls_in_place, rows_of, run_of
 from pcsim.graph.evaluation import probe
 
 FIRST = np.zeros(1, np.intp)
@@ -46,6 +46,10 @@ class Arena:
             self._tensors[key] = make()
         return self._tensors[key]
 
+    def like(self, key: Hashable, tensor: Tensor) -> Tensor:
+        """The tensor of a key, of the shape of this one."""
+        return self.shared(key, lambda: torch.zeros_like(tensor, requires_grad=False))
+
     def slot(self, key: Hashable) -> Slot:
         """The slot of a key."""
         return self._slots.setdefault(key, Slot())
@@ -74,8 +78,6 @@ class Stage:
     ) -> None:
         self.kernel, self.module = link
         self.saved = saved
-        self.keeps_delta = not self.kernel.elementwise or bool(weights)
-        """Whether the message goes elsewhere than over delta, since it must, or since the weights learn from delta."""
         self._weights, self._gradients, self._stacked = weights, gradients, stacked
         self._bound: dict[tuple[int, int], Bound] = {}
 
@@ -194,7 +196,7 @@ class NodeBuffers:
 
     def _stage(self, link: Link, saved: Saved) -> Stage:
         own = list(link[1].parameters())
-        made = [self._arena.shared((self._key, "gradient", id(p)), like(p)) for p in own]
+        made = [self._arena.like((self._key, "gradient", id(p)), p) for p in own]
         self.gradients.update(zip(own, made, strict=True))
         return Stage(link, own, made, saved, stacked=False)
 
@@ -275,7 +277,7 @@ class NodeBuffers:
     def delta_at(self, rows: Positions, link: int) -> Place:
         """Where the error, pulled back to place ``link`` of the transfer's chain, is found."""
         for later, stage in enumerate(self.stages[link:], start=link):
-            if stage.keeps_delta:
+            if not pulls_in_place((stage.kernel, stage.module)):
                 return self._pulled[later]
         return self.at("delta", rows)
 
@@ -341,23 +343,20 @@ class EdgeBuffers:
             own = [p for p in module.parameters() if p.requires_grad or not isinstance(kernel, Autograd)]
             if len(self.stack.edges) > 1:
                 own = []
-            made = [self._gradient(p) for p in own]
+            made = [self._arena.like((self._key, "gradient", id(p)), p) for p in own]
             self.gradients.update(zip(own, made, strict=True))
             return Stage(link, own, made, saved, stacked=False)
         inside = {id(p) for p in module.parameters()}
         columns = [c for c, p in enumerate(self.stack.edges[0].module.parameters()) if id(p) in inside]
         tensors = [self.stack.weights.tensors[column] for column in columns]
         made = [
-            self._arena.shared((self._key, "gradient", column), like(tensor))
+            self._arena.like((self._key, "gradient", column), tensor)
             for column, tensor in zip(columns, tensors, strict=True)
         ]
         for row in self.stack.weight_rows.tolist():
             for column, gradient in zip(columns, made, strict=True):
                 self.gradients[self.stack.weights.members[row][column]] = gradient[row]
         return Stage(link, tensors, made, saved, stacked=True)
-
-    def _gradient(self, parameter: nn.Parameter) -> Tensor:
-        return self._arena.shared((self._key, "gradient", id(parameter)), like(parameter))
 
     def _inner_shapes(self, chain: Sequence[Link]) -> list[tuple[int, ...]]:
         shapes, value = [], torch.zeros(2, *self.source.node.shape, dtype=self._arena.dtype, device=self._arena.device)
@@ -399,8 +398,3 @@ class EdgeBuffers:
     def contribution(self, rows: Positions, activity: Place) -> Place:
         """What these edges contribute, once evaluated; an identity contributes the activity itself."""
         return self.place(len(self.stages), rows) if self.stages else activity
-
-
-def like(tensor: Tensor) -> Callable[[], Tensor]:
-    """What makes a tensor of zeros like this one."""
-    return lambda: torch.zeros_like(tensor, requires_grad=False)

@@ -42,6 +42,7 @@ class Program(Stages):
         self.taught = [self._taught(phase) for phase in plan.phases] if plan.teaching else []
         """Places of the gradients that each phase computes, by parameter."""
         self._views = self._state_views()
+        self._closing: dict[int, Operations] = {}
         self._learning: dict[int, tuple[Operations, dict[nn.Parameter, Tensor]]] = {}
 
     # Start
@@ -134,9 +135,10 @@ class Program(Stages):
 
     def closing(self, steps: int) -> Operations:
         """Operations that bring every prediction up to date with the last step."""
-        operations: Operations = []
-        self._predict(operations, *self.plan.closing(steps), "present")
-        return operations
+        if steps not in self._closing:
+            self._closing[steps] = []
+            self._predict(self._closing[steps], *self.plan.closing(steps), "present")
+        return self._closing[steps]
 
     def learning(self, steps: int) -> tuple[Operations, dict[nn.Parameter, Tensor]]:
         """Operations that compute the learning rule's gradients after so many steps, and the gradients' places."""

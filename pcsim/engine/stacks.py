@@ -120,6 +120,12 @@ def chain_of(module: nn.Module, shape: tuple[int, ...]) -> list[Link] | None:
     return chain
 
 
+def pulls_in_place(link: Link) -> bool:
+    """Whether a transfer's link pulls an error back over itself: unit by unit, and no weights learn from the error."""
+    kernel, module = link
+    return kernel.elementwise and next(module.parameters(), None) is None
+
+
 def _signature(chain: Sequence[Link]) -> Hashable:
     return tuple((type(kernel), kernel.signature(module)) for kernel, module in chain)
 
@@ -145,8 +151,7 @@ class NodeStack:
     @property
     def by_units(self) -> bool:
         """Whether the transfer takes each unit by itself, so that errors pulled back lie where they were."""
-        units = (kernel.elementwise and next(module.parameters(), None) is None for kernel, module in self.chain or ())
-        return self.chain is not None and all(units)
+        return self.chain is not None and all(map(pulls_in_place, self.chain))
 
     def rows(self, mask: Mask) -> Positions:
         """Rows of the nodes in a mask over the network."""
@@ -274,10 +279,9 @@ def stack_nodes(plan: Plan, stacking: bool) -> list[NodeStack]:
     for position, node in enumerate(wiring.nodes):
         shape = next((edge.contribution_shape for edge in node.incoming), node.shape)
         by_hand = isinstance(node.combine, Sum) and not node.stochastic and node.prior is None
-        own = list(node.transfer.parameters())
-        by_hand = by_hand and all(wiring.users[p] == 1 and p.requires_grad for p in own)
+        by_hand = by_hand and all(wiring.users[p] == 1 and p.requires_grad for p in node.transfer.parameters())
         chain = chains[position] = chain_of(node.transfer, shape) if by_hand else None
-        together = stacking and chain is not None and not own and all(k.stacks and k.elementwise for k, _ in chain)
+        together = stacking and chain is not None and all(link[0].stacks and pulls_in_place(link) for link in chain)
         kind = (
             None if together else node.name,
             node.name in clamping.full,

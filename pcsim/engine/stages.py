@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pcsim.dynamics.learning import LearningRule
 from pcsim.engine import operations as do
-from pcsim.engine.buffers import Arena, Bound, EdgeBuffers, NodeBuffers, like
+from pcsim.engine.buffers import Arena, Bound, EdgeBuffers, NodeBuffers
 from pcsim.engine.kernels import Conv2d, Linear
 from pcsim.engine.operations import Operation
 from pcsim.engine.plan import Mask, Phase, Plan, Positions
@@ -48,7 +48,7 @@ class Stages:
         self._gradients: dict[nn.Parameter, Tensor] = {}
         for parameter, users in self._users.items():
             if users > 1:
-                self._gradients[parameter] = arena.shared(("total gradient", id(parameter)), like(parameter))
+                self._gradients[parameter] = arena.like(("total gradient", id(parameter)), parameter)
         for own in (buffers.gradients for stacks in (self.edges, self.nodes) for buffers in stacks):
             self._gradients.update({p: g for p, g in own.items() if self._users[p] == 1})
         self.direct_moves = self._may_move_directly()
@@ -349,7 +349,7 @@ class Stages:
         return written
 
     def _own_gradient(self, node: Node, parameter: nn.Parameter) -> Tensor:
-        place = self._arena.shared(("own gradient", node.name, id(parameter)), like(parameter))
+        place = self._arena.like(("own gradient", node.name, id(parameter)), parameter)
         if self._users[parameter] == 1:
             self._gradients[parameter] = place
         return place

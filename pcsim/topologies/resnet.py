@@ -92,8 +92,7 @@ def _add_block(
 
     def add_main(name: str, source: Node, stride: int) -> Node:
         # Normalisation is the node's transfer, as in vgg. With one edge into the node that equals normalising on the
-        # edge, but leaves the edge as it is without normalisation, so that the engine needs autograd for the
-        # normalisation alone instead of for the convolution with it.
+        # edge, and leaves the edge as it is without normalisation.
         node = net.add_node(name, shape, transfer=nn.BatchNorm2d(channels) if batch_norm else None)
         convolution = nn.Conv2d(source.shape[0], channels, 3, stride=stride, padding=1, bias=False)
         net.add_edge(source, node, nn.Sequential(activation(), convolution))
