@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from pcsim.training import Trainer
 
 
+BEST: Mapping[str, Literal["max", "min"]] = {"accuracy": "max", "energy": "min"}
+"""Whether the largest or the smallest is best, of the metrics of which that is known."""
+
+
 @attrs.frozen(eq=False)
 class BatchRecord:
     """One batch of training.
@@ -74,6 +78,9 @@ class History:
 class Callback:
     """Base class of callbacks: override what is needed; ``trainer.stop()`` ends the training early."""
 
+    watches: str | None = None
+    """A metric of validation without which it cannot do its work; ``fit`` refuses to start without."""
+
     def on_fit_start(self, trainer: Trainer) -> None:
         """Before the first batch, after seeding."""
 
@@ -100,11 +107,12 @@ class EarlyStopping(Callback):
     Args:
         metric: of validation, such as "accuracy".
         patience: epochs without a better one before training stops, at least 1; None never stops.
-        mode: whether the largest ("max") or the smallest ("min") is best.
+        mode: whether the largest ("max") or the smallest ("min") is best; known of "accuracy" and "energy".
         restore: put the best epoch's parameters and buffers back when training ends.
 
     Raises:
-        SettingError: a value outside its range; in training, the metric is not measured in validation.
+        SettingError: a value outside its range, or no mode for another metric; in training, the metric is not measured
+            in validation.
     """
 
     def __init__(
@@ -112,13 +120,15 @@ class EarlyStopping(Callback):
         metric: str = "accuracy",
         *,
         patience: int | None = None,
-        mode: Literal["max", "min"] = "max",
+        mode: Literal["max", "min"] | None = None,
         restore: bool = True,
     ) -> None:
-        if patience is not None and patience < 1:
-            raise SettingError(f"EarlyStopping.patience: given {patience}, expected at least 1, or None")
+        if patience is not None and not (isinstance(patience, int) and patience >= 1):
+            raise SettingError(f"EarlyStopping.patience: given {patience!r}, expected a whole number from 1, or None")
+        mode = BEST.get(metric) if mode is None else mode
         if mode not in ("max", "min"):
-            raise SettingError(f"EarlyStopping.mode: given {mode!r}, expected 'max' or 'min'")
+            raise SettingError(f"EarlyStopping.mode: given {mode!r} for {metric!r}, expected 'max' or 'min'")
+        self.watches = metric
         self.metric, self.patience, self.mode, self.restore = metric, patience, mode, restore
         self.best_epoch: int | None = None
         self.best: float | None = None
@@ -175,13 +185,20 @@ class Checkpoint(Callback):
         every: epochs from one to the next, at least 1.
 
     Raises:
-        SettingError: ``every`` is less than 1.
+        SettingError: ``every`` is less than 1, or the path is none; in training, it is that of a folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, every: int = 1) -> None:
         if every < 1:
             raise SettingError(f"Checkpoint.every: given {every}, expected at least 1")
+        if not isinstance(path, str | os.PathLike):
+            raise SettingError(f"Checkpoint.path: given {path!r}, expected the path of a file")
         self.path, self.every = path, every
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Refuse a path that cannot be a file, before any training."""
+        if os.path.isdir(self.path):
+            raise SettingError(f"Checkpoint.path: given {os.fspath(self.path)!r}, a folder; name a file in it")
 
     def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
         """Write it, if it is time."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable, Mapping
 
 import attrs
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from pcsim.dynamics.inference import Relaxation, check_delay
 from pcsim.dynamics.learning import LearningRule, SettledUpdate
@@ -45,7 +46,8 @@ class Simulator:
             :class:`Engine` for a network.
 
     Raises:
-        SettingError: the engine is unknown, or the rule cannot be combined with centred nudging.
+        SettingError: an argument is of another kind, the engine is unknown, or the rule cannot be combined with
+            centred nudging.
     """
 
     def __init__(
@@ -61,14 +63,18 @@ class Simulator:
         self.relaxation = Relaxation() if relaxation is None else relaxation
         self.rule = SettledUpdate() if rule is None else rule
         self.nudging = nudging
+        for name, kind in (("network", Network), ("relaxation", Relaxation), ("rule", LearningRule)):
+            _check_kind(name, getattr(self, name), kind)
         if nudging is not None:
+            _check_kind("nudging", nudging, Nudging)
             nudging.check_rule(self.rule)
-        if isinstance(engine, str) and engine not in ENGINES:
+        if not callable(engine) and engine not in ENGINES:
             raise SettingError(f"engine {engine!r} is unknown; choose one of {', '.join(map(repr, ENGINES))}")
         self.engine = (ENGINES[engine] if isinstance(engine, str) else engine)(network)
         self._state: State | None = None
         self._clampings: dict[tuple[object, ...], Clamping] = {}
         self._checked: set[tuple[object, ...]] = set()
+        self._optimizer: weakref.ref[Optimizer] | None = None
 
     # Running
 
@@ -91,8 +97,10 @@ class Simulator:
         """One local weight update from the relaxed state: fill ``.grad`` and step the optimizer.
 
         Raises:
+            SettingError: the optimizer is none, needs a closure, or holds no parameter of the network.
             StateError: nothing was inferred, nothing can be learned from it, or the rule learns during inference.
         """
+        self._check_optimizer(optimizer)
         self.compute_gradients()
         optimizer.step()
 
@@ -126,7 +134,7 @@ class Simulator:
             )
         self._require_target(state.problem)
         if self.network.snapshot() is not state.problem.snapshot:
-            raise StateError("a module or parameter was replaced after the network was relaxed; infer again")
+            raise StateError("the network or a part of it was changed after it was relaxed; infer again")
         return state
 
     def _fill_gradients(self, state: State, accumulate: bool = False) -> None:
@@ -171,6 +179,7 @@ class Simulator:
         """
         problem = self._problem(clamps, record)
         self._require_target(problem)
+        self._check_optimizer(optimizer)
         if not self.rule.every_step:
             state = self.engine.relax(problem, self._state)
             trace = self._finish(state)
@@ -197,6 +206,23 @@ class Simulator:
             raise
         self._count(state)
         return self._finish(state)
+
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
+        if self._optimizer is not None and self._optimizer() is optimizer:
+            return
+        _check_kind("optimizer", optimizer, Optimizer)
+        if isinstance(optimizer, LBFGS):
+            raise SettingError(
+                "optimizer: LBFGS given, which evaluates a loss several times per step, and a local rule has none; "
+                "give one that steps from gradients, such as SGD or AdamW"
+            )
+        own = {id(parameter) for parameter in self.network.parameters()}
+        if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+            raise SettingError(
+                f"optimizer: {type(optimizer).__name__} holds no parameter of this network, so nothing would learn; "
+                "make it of network.parameters()"
+            )
+        self._optimizer = weakref.ref(optimizer)
 
     def _count(self, state: State) -> None:
         """Update the running statistics, once per batch (arXiv 2506.23800, Eq. 6)."""
@@ -279,6 +305,11 @@ class Simulator:
         return problem
 
     def _by_name(self, clamps: Clamps) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
+        if not isinstance(clamps, Mapping) or not all(isinstance(node, str | Node) for node in clamps):
+            raise ClampError(
+                f"clamps: {type(clamps).__name__} given, expected a dictionary from nodes or their names to tensors, "
+                "such as {'input': images, 'output': targets}"
+            )
         named = {}
         for node, given in clamps.items():
             name = node if isinstance(node, str) else node.name
@@ -317,18 +348,20 @@ class Simulator:
         if not isinstance(value, Tensor):
             raise ClampError(f"clamp {name!r}: {type(value).__name__} given, expected a tensor {expected}")
         if value.dim() == 0 or tuple(value.shape[1:]) != shape or len(value) == 0:
-            raise ClampError(
-                f"clamp {name!r}: shape {tuple(value.shape)} given, expected {expected} with at least one sample; the "
-                "batch is the first axis"
-            )
+            classes = value.dim() == len(shape) == 1 and not value.is_floating_point()
+            one_hot = "class numbers have to be made one-hot (torch.nn.functional.one_hot)"
+            mend = one_hot if classes else "the batch is the first axis"
+            expected += " with at least one sample"
+            raise ClampError(f"clamp {name!r}: shape {tuple(value.shape)} given, expected {expected}; {mend}")
         if value.dtype != dtype:
             raise ClampError(f"clamp {name!r}: dtype {value.dtype} given, expected {dtype} as the network; convert it")
         if value.device != device:
             raise ClampError(f"clamp {name!r}: on device {value.device}, expected {device} as the network; move one")
         # The sum tells at a fraction of the cost; only where it overflows does every unit have to be looked at.
-        if not math.isfinite(value.sum().item()) and not bool(torch.isfinite(value).all()):
-            raise ClampError(f"clamp {name!r}: holds NaN or infinity; clean the data, or mask the unknown units")
+        finite = math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
         if mask is None:
+            if not finite:
+                raise ClampError(f"clamp {name!r}: holds NaN or infinity; clean the data, or mask the unknown units")
             return Clamp(value.detach())
         if not isinstance(mask, Tensor):
             raise ClampError(f"clamp {name!r}: a mask of type {type(mask).__name__} given, expected a boolean tensor")
@@ -337,7 +370,12 @@ class Simulator:
                 f"clamp {name!r}: mask of {mask.dtype} and shape {tuple(mask.shape)} given, expected torch.bool of "
                 f"shape {shape} or {tuple(value.shape)}; True marks the units that are given"
             )
-        return Clamp(value.detach(), mask.to(device))
+        mask = mask.to(device)
+        if not finite:
+            value = torch.where(mask, value, 0)
+            if not bool(torch.isfinite(value).all()):
+                raise ClampError(f"clamp {name!r}: a given unit is NaN or infinite; clean the data, or mask it as well")
+        return Clamp(value.detach(), mask)
 
     def _require_target(self, problem: Problem) -> None:
         if not any(name in problem.clamping.energetic for name in problem.clamps):
@@ -359,3 +397,11 @@ class Simulator:
         if self._state is None:
             raise StateError(f"{purpose} needs a relaxed state: call infer first")
         return self._state
+
+
+def _check_kind(argument: str, given: object, kind: type) -> None:
+    if not isinstance(given, kind):
+        made = isinstance(given, type) and issubclass(given, kind)
+        mend = f"; write {given.__name__}() with its arguments" if made else ""  # type: ignore[attr-defined]
+        shown = given.__name__ if isinstance(given, type) else type(given).__name__
+        raise SettingError(f"{argument}: {shown} given, expected an instance of {kind.__name__}{mend}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -118,6 +119,12 @@ class Trainer:
         _check_loader("train", train, repeated=epochs > 1)
         if validation is not None:
             _check_loader("validation", validation, repeated=epochs > 1)
+        for callback in self.callbacks:
+            if validation is None and callback.watches is not None:
+                raise SettingError(
+                    f"Trainer.fit: no validation given, but {type(callback).__name__} reads {callback.watches!r} "
+                    "of it; give validation="
+                )
         self._stopped = False
         first = len(self.history.records) + 1
         try:
@@ -170,43 +177,58 @@ class Trainer:
         Raises:
             FileError: the file cannot be written, or something of the optimizer's or the scheduler's kept in it.
         """
-        tree = {
+        io.save(path, CHECKPOINT, {"kinds": self._kinds(), **self._state()})
+
+    def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Go back to where a checkpoint was written; ``fit`` goes on from there.
+
+        Raises:
+            FileError: the file is damaged or foreign, or was written for another network, or with another kind of
+                optimizer, scheduler, learning rule or callbacks; nothing has changed then, whatever it is that fails.
+        """
+        tree = io.load(path, CHECKPOINT)
+        io.check_state(path, "the network's", self.simulator.network.state_dict(), tree["network"])
+        for part, here in self._kinds().items():
+            there = tree.get("kinds", {}).get(part)
+            if there != here:
+                raise FileError(
+                    f"{path}: was written with the {part} {there}, and here it is {here}; make the trainer as it was "
+                    "made then"
+                )
+        before = copy.deepcopy(self._state())
+        try:
+            self._take_over(tree)
+        except BaseException:
+            self._take_over(before)
+            raise
+
+    def _kinds(self) -> dict[str, Any]:
+        """What has to be the same where training goes on."""
+        return {
+            "optimizer": type(self.optimizer).__name__,
+            "sizes of the optimizer's groups": [len(group["params"]) for group in self.optimizer.param_groups],
+            "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
+            "learning rule": type(self.simulator.rule).__name__,
+            "callbacks": [type(callback).__name__ for callback in self.callbacks],
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "network": dict(self.simulator.network.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "history": [attrs.asdict(record) for record in self.history.records],
             "callbacks": [callback.state_dict() for callback in self.callbacks],
         }
-        io.save(path, CHECKPOINT, tree)
 
-    def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Go back to where a checkpoint was written; ``fit`` goes on from there.
-
-        Raises:
-            FileError: the file is damaged or foreign, or was written for another network, optimizer, scheduler or
-                list of callbacks; nothing has changed then.
-        """
-        tree = io.load(path, CHECKPOINT)
-        io.check_state(path, "the network's", self.simulator.network.state_dict(), tree["network"])
-        groups = [[len(group["params"]) for group in state["param_groups"]] for state in self._optimizers(tree)]
-        fits = {
-            "optimizer": groups[0] == groups[1],
-            "scheduler": (tree["scheduler"] is None) == (self.scheduler is None),
-            "callbacks": len(tree["callbacks"]) == len(self.callbacks),
-        }
-        for part, fitting in fits.items():
-            if not fitting:
-                raise FileError(f"{path}: was written with another {part}; make the trainer as it was made then")
-        self.simulator.network.load_state_dict(tree["network"])
-        self.optimizer.load_state_dict(tree["optimizer"])
+    def _take_over(self, state: Mapping[str, Any]) -> None:
+        for callback, own in zip(self.callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(own)
+        self.simulator.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(tree["scheduler"])
-        self.history.records[:] = [EpochRecord(**record) for record in tree["history"]]
-        for callback, state in zip(self.callbacks, tree["callbacks"], strict=True):
-            callback.load_state_dict(state)
-
-    def _optimizers(self, tree: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        return self.optimizer.state_dict(), tree["optimizer"]
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.history.records[:] = [EpochRecord(**record) for record in state["history"]]
 
     @property
     def learning_rate(self) -> float:

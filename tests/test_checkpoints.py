@@ -90,11 +90,47 @@ def test_a_checkpoint_of_another_trainer_changes_nothing(tmp_path: Path, part: s
         optimizer = AdamW(other.simulator.network.parameters())
         other = Trainer(other.simulator, optimizer, callbacks=[EarlyStopping(), Checkpoint(path)])
     before = state(other)
-    expected = "node.first.* and .* here; give the file" if part == "network" else f"written with another {part}"
+    expected = (
+        "node.first.* and .* here; give the file"
+        if part == "network"
+        else f"was written with the {part} .*, and here it is .*"
+    )
     with pytest.raises(FileError, match=expected):
         other.load_checkpoint(path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(other).items())
     assert not other.history.records
+
+
+def test_callbacks_in_another_order_are_refused(tmp_path: Path) -> None:
+    trainer(tmp_path / "run").fit(data(), epochs=1, validation=data())
+    other = trainer(callbacks=[Checkpoint(tmp_path / "run"), EarlyStopping(restore=False)])
+    with pytest.raises(FileError, match=r"callbacks \['EarlyStopping', 'Checkpoint'\], and here it is \['Checkpoint"):
+        other.load_checkpoint(tmp_path / "run")
+
+
+def test_a_checkpoint_that_cannot_be_taken_over_changes_nothing(tmp_path: Path) -> None:
+    class Picky(pcsim.Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return {"seen": 1}
+
+        def load_state_dict(self, state: Any) -> None:
+            if state != self.state_dict():
+                raise ValueError(f"not mine: {state}")
+
+    own = trainer(callbacks=[EarlyStopping(), Picky()])
+    own.fit(data(), epochs=1, validation=data())
+    own.save_checkpoint(tmp_path / "run")
+    other = trainer(callbacks=[EarlyStopping(), Picky()], width=8)
+    other.fit(data(), epochs=2, validation=data())
+    before = {name: tensor.clone() for name, tensor in state(other).items()}
+    Picky.state_dict = lambda self: {"seen": 2}  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="not mine"):
+        other.load_checkpoint(tmp_path / "run")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(other).items())
+    assert len(other.history.records) == 2
+    early = other.callbacks[0]
+    assert isinstance(early, EarlyStopping)
+    assert early.state_dict()["epochs"] == 2
 
 
 class TestFiles:
@@ -180,7 +216,7 @@ class TestEarlyStopping:
             def on_epoch_end(self, trainer: Trainer, record: pcsim.EpochRecord) -> None:
                 after.append(state(trainer))
 
-        early = EarlyStopping("given", **options)
+        early = EarlyStopping("given", **{"mode": "max", **options})
         own = trainer(callbacks=[Watch(), early])
         own.metrics = (Given(),)
         own.fit(data(), epochs=len(numbers), validation=data())
@@ -209,8 +245,22 @@ class TestEarlyStopping:
             EarlyStopping(mode="best")  # type: ignore[arg-type]
         with pytest.raises(SettingError, match="every"):
             Checkpoint("x", every=0)
-        with pytest.raises(SettingError, match="validation measured nothing"):
-            trainer().fit(data(), epochs=1)
+        with pytest.raises(SettingError, match="given None for 'acuracy', expected 'max' or 'min'"):
+            EarlyStopping("acuracy")
+        assert EarlyStopping("energy").mode == "min"
+
+    def test_what_cannot_work_is_refused_before_any_training(self, tmp_path: Path) -> None:
+        own = trainer()
+        before = {name: tensor.clone() for name, tensor in state(own).items()}
+        with pytest.raises(SettingError, match="no validation given, but EarlyStopping reads 'accuracy'"):
+            own.fit(data(), epochs=1)
+        own.callbacks = (Checkpoint(tmp_path),)
+        with pytest.raises(SettingError, match="a folder; name a file in it"):
+            own.fit(data(), epochs=1)
+        with pytest.raises(SettingError, match="given None, expected the path of a file"):
+            Checkpoint(None)  # type: ignore[arg-type]
+        assert all(torch.equal(tensor, before[name]) for name, tensor in state(own).items())
+        assert not own.history.records
 
 
 class TestWarmupCosine:

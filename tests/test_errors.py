@@ -70,6 +70,9 @@ def build(net: pcsim.Network, **options: Any) -> None:
             {"precision": pcsim.LearnedPrecision(), "energy": pcsim.CrossEntropy()},
             r"'new': a learned precision .* CrossEntropy",
         ),
+        ({"energy": "gaussian"}, r"'new': energy 'gaussian' given, expected an instance of Energy; write Gaussian\(\)"),
+        ({"energy": pcsim.CrossEntropy}, r"'new': energy .*CrossEntropy'> given, .*; write CrossEntropy\(\)"),
+        ({"weight": "1"}, r"'new': weight '1' given"),
     ],
 )
 def test_bad_nodes(options: dict[str, Any], words: str) -> None:
@@ -312,6 +315,70 @@ def test_clamps_of_deterministic_nodes() -> None:
         pcsim.Simulator(net).infer({"n0": torch.zeros(4, 2), "sum": given})
     with pytest.raises(ClampError, match="clamp 'n3': backprop infers nothing"):
         pcsim.Simulator(net, rule=pcsim.Backprop()).infer({"n0": torch.zeros(4, 2), "n3": given})
+
+
+@ENGINES
+@pytest.mark.parametrize("node", ["n0", "n3"])
+def test_what_a_mask_leaves_out_may_be_missing(engine: str, node: str) -> None:
+    clamps, found = batch(), []
+    given = torch.tensor([True, False])
+    for unknown in (0.0, torch.nan, torch.inf):
+        sim = pcsim.Simulator(chain(), pcsim.Relaxation(5, 0.1), engine=engine)
+        sim.infer({**clamps, node: (torch.where(given, clamps[node], unknown), given)})
+        found.append([each.value.clone() for each in sim.network.nodes.values()])
+    for other in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
+    with pytest.raises(ClampError, match=f"clamp '{node}': a given unit is NaN or infinite"):
+        sim.infer({**clamps, node: (torch.where(given, torch.nan, clamps[node]), given)})
+
+
+@pytest.mark.parametrize("clamps", [[torch.zeros(1, 2)], None, torch.zeros(1, 2), {0: torch.zeros(1, 2)}])
+def test_clamps_that_are_no_dictionary(clamps: Any) -> None:
+    with pytest.raises(ClampError, match="expected a dictionary from nodes or their names to tensors"):
+        pcsim.Simulator(chain()).infer(clamps)
+
+
+def test_class_numbers_at_a_node() -> None:
+    with pytest.raises(ClampError, match=r"clamp 'n3': shape \(4,\) given.*one_hot"):
+        pcsim.Simulator(chain()).infer({**batch(), "n3": torch.tensor([0, 1, 1, 0])})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        ((nn.Linear(2, 2),), {}, "network: Linear given, expected an instance of Network"),
+        ((chain(), pcsim.ForwardUpdate()), {}, "relaxation: ForwardUpdate given, expected an instance of Relaxation"),
+        ((chain(), pcsim.Relaxation), {}, r"relaxation: Relaxation given, .*; write Relaxation\(\) with"),
+        ((chain(), None, pcsim.ForwardUpdate), {}, r"rule: ForwardUpdate given, .*; write ForwardUpdate\(\)"),
+        ((chain(), None, "forward"), {}, "rule: str given, expected an instance of LearningRule"),
+        ((chain(),), {"nudging": 0.1}, "nudging: float given, expected an instance of Nudging"),
+        ((chain(),), {"engine": 42}, "engine 42 is unknown"),
+    ],
+)
+def test_what_a_simulator_is_made_of(arguments: tuple[Any, ...], options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        pcsim.Simulator(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda net: None, "optimizer: NoneType given"),
+        (lambda net: optim.SGD, "optimizer: SGD given, expected an instance of Optimizer"),
+        (lambda net: optim.LBFGS(net.parameters()), "optimizer: LBFGS given"),
+        (lambda net: optim.SGD(chain().parameters(), lr=0.1), "SGD holds no parameter of this network"),
+    ],
+)
+def test_an_optimizer_that_cannot_train_the_network(make: Callable[[pcsim.Network], Any], words: str) -> None:
+    net = chain()
+    sim = pcsim.Simulator(net, pcsim.Relaxation(3, 0.1))
+    sim.infer(batch())
+    for call in (lambda: sim.learn(make(net)), lambda: sim.update(batch(), make(net))):
+        with pytest.raises(SettingError, match=words):
+            call()
+    assert all(parameter.grad is None for parameter in net.parameters())
+    optimizer = optim.SGD(net.parameters(), lr=0.1)
+    sim.update(batch(), optimizer)
 
 
 def test_a_value_that_nothing_gives() -> None:

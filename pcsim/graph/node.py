@@ -120,11 +120,15 @@ class Node(nn.Module):
         self.shape = shape
         self.transfer = nn.Identity() if transfer is None else transfer
         self.combine = Sum() if combine is None else combine
+        if energy is not None and not isinstance(energy, Energy):
+            made = isinstance(energy, type) and issubclass(energy, Energy)
+            mend = f"write {energy.__name__}()" if made else "write Gaussian(), CrossEntropy(), or one of your own"
+            raise GraphError(f"node {name!r}: energy {energy!r} given, expected an instance of Energy; {mend}")
         self.energy_function = Gaussian() if energy is None else energy
         self.deterministic = deterministic
         self.stochastic = False
         if not isinstance(weight, int | float) or not (weight >= 0 and math.isfinite(weight)):
-            raise GraphError(f"node {name!r}: weight {weight} given, expected a finite number of at least 0")
+            raise GraphError(f"node {name!r}: weight {weight!r} given, expected a finite number of at least 0")
         self.weight = float(weight)
         self._set_precision(precision)
         self._set_prior(prior)
@@ -152,7 +156,9 @@ class Node(nn.Module):
             del self.given_precision
             self.register_buffer("given_precision", precision.detach().clone())
         elif not isinstance(precision, int | float) or not (precision >= 0 and math.isfinite(precision)):
-            raise GraphError(f"node {self.name!r}: precision {precision} given, expected a finite number of at least 0")
+            raise GraphError(
+                f"node {self.name!r}: precision {precision!r} given, expected a finite number of at least 0"
+            )
         else:
             self.given_precision = float(precision)
 
