@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +49,39 @@ RULES: dict[str, Callable[[], pcsim.LearningRule]] = {
 LEAST_STEPS = 5
 
 
-class Augmented(Dataset[tuple[Tensor, Tensor]]):
-    """Batches of randomly flipped and cropped images, drawn by torch's own generator; indexed by lists."""
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Images by lists of their numbers: randomly flipped and cropped, by torch's own generator; flat for a chain."""
 
-    def __init__(self, images: ImageData) -> None:
-        self.images = images
+    def __init__(self, images: ImageData, *, augmented: bool, flat: bool) -> None:
+        self.images, self.augmented, self.flat = images, augmented, flat
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: list[int]) -> tuple[Tensor, Tensor]:
-        images = data.augment(self.images.images[index], generator=torch.default_generator)
-        return images, self.images.labels[index]
+        images = self.images.images[index]
+        if self.augmented:
+            images = data.augment(images, generator=torch.default_generator)
+        return images.flatten(1) if self.flat else images, self.images.labels[index]
 
 
-class Plain(Augmented):
-    """The same batches as they are."""
+class Own(pcsim.Callback):
+    """Keeps the settings of the run in its checkpoint, and refuses to go on with others."""
 
-    def __getitem__(self, index: list[int]) -> tuple[Tensor, Tensor]:
-        return self.images.images[index], self.images.labels[index]
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings."""
+        return self.settings
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Compare them."""
+        changed = [f"{name}: {state.get(name)} -> {self.settings.get(name)}" for name in {**state, **self.settings}
+                   if state.get(name) != self.settings.get(name)]  # fmt: skip
+        if changed:
+            raise SystemExit(f"--resume: the run there has other settings ({'; '.join(changed)}); give the same, or "
+                             "another folder")  # fmt: skip
 
 
 def load(options: argparse.Namespace) -> tuple[ImageData, ImageData, ImageData]:
@@ -85,8 +99,13 @@ def load(options: argparse.Namespace) -> tuple[ImageData, ImageData, ImageData]:
             "cifar100": (data.CIFAR100_MEAN, data.CIFAR100_STD),
         }[options.data]
         train, test = (attrs.evolve(part, images=data.normalise(part.images, *scale)) for part in read(options.root))
+    if options.validation + (options.train_size or 1) > len(train):
+        raise pcsim.errors.DataError(
+            f"--validation {options.validation}, --train-size {options.train_size or 'all others'}: {options.data} has "
+            f"{len(train)} images for both together; ask for fewer"
+        )
     validation, train = train.split(options.validation, seed=0)
-    return train.take(min(options.train_size or len(train), len(train))), validation, test
+    return train.take(options.train_size or len(train)), validation, test
 
 
 def network(options: argparse.Namespace, image: tuple[int, ...], classes: int) -> pcsim.Network:
@@ -118,9 +137,9 @@ def simulator(options: argparse.Namespace, net: pcsim.Network) -> pcsim.Simulato
     return pcsim.Simulator(net, relaxation, rule, nudging=nudging)
 
 
-def batches(images: ImageData, size: int, *, augmented: bool) -> DataLoader[tuple[Tensor, Tensor]]:
+def batches(images: ImageData, size: int, *, augmented: bool, flat: bool) -> DataLoader[tuple[Tensor, Tensor]]:
     """Shuffled training batches."""
-    dataset = Augmented(images) if augmented else Plain(images)
+    dataset = Batches(images, augmented=augmented, flat=flat)
     return DataLoader(dataset, sampler=BatchSampler(RandomSampler(dataset), size, drop_last=False), batch_size=None)
 
 
@@ -129,10 +148,11 @@ def train(seed: int, parts: tuple[ImageData, ImageData, ImageData], options: arg
     training, validation, test = parts
     torch.manual_seed(seed)
     net = network(options, tuple(training.images.shape[1:]), training.classes).to(options.device)
-    if len(net["input"].shape) == 1:
-        training, validation, test = (part.flatten() for part in parts)
+    flat = len(net["input"].shape) == 1
+    if flat:
+        validation, test = validation.flatten(), test.flatten()
     sim = simulator(options, net)
-    loader = batches(training, options.batch, augmented=options.augment)
+    loader = batches(training, options.batch, augmented=options.augment, flat=flat)
     optimizer = AdamW(net.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True)
     # With iPC the optimizer takes T steps a batch; its rate still changes once a batch.
     schedule = warmup_cosine(optimizer, options.epochs * len(loader))
@@ -140,7 +160,7 @@ def train(seed: int, parts: tuple[ImageData, ImageData, ImageData], options: arg
     callbacks: list[pcsim.Callback] = [best]
     checkpoint = None if options.resume is None else options.resume / f"seed{seed}.safetensors"
     if checkpoint is not None:
-        callbacks.append(Checkpoint(checkpoint))
+        callbacks += [Own({"seed": seed, **settings_of(options)}), Checkpoint(checkpoint)]
     trainer = pcsim.Trainer(
         sim,
         optimizer,
@@ -207,66 +227,121 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in sorted(vars(options).items()) if name not in irrelevant}
 
 
-def check_resumed(options: argparse.Namespace) -> None:
-    """Keep the settings beside the checkpoints, and refuse to go on with others."""
-    kept, own = options.resume / "settings.json", settings_of(options)
-    if not kept.exists():
-        write(kept, own)
-        return
-    before = json.loads(kept.read_text())
-    if before != own:
-        changed = [f"{name}: {before.get(name)} -> {own.get(name)}" for name in {**before, **own}
-                   if before.get(name) != own.get(name)]  # fmt: skip
-        raise SystemExit(f"--resume {options.resume}: the run there has other settings ({'; '.join(changed)}); "
-                         "give the same, or another folder")  # fmt: skip
+def number(kind: type[int] | type[float], least: float, most: float = math.inf, *, but: float | None = None) -> Any:
+    """A number from ``least`` to ``most``, finite, other than ``but``, as argparse reads it."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(least - 1)
+        if not least <= value <= most or math.isinf(value) or value == but:
+            upper = "" if math.isinf(most) else f" to {most:g}"
+            other = "" if but is None else f" other than {but:g}"
+            raise argparse.ArgumentTypeError(
+                f"{text} given, expected a {'whole ' * (kind is int)}number from {least:g}{upper}{other}"
+            )
+        return value
+
+    return read
+
+
+def device(text: str) -> str:
+    """A device that tensors can be made on."""
+    try:
+        torch.empty(1, device=text).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be used here ({str(error).splitlines()[0]})") from error
+    return text
+
+
+def file(text: str) -> Path:
+    """A file that can be written."""
+    path = Path(text)
+    if path.is_dir() or not os.access(next(up for up in path.absolute().parents if up.exists()), os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} given, expected a file in a folder that can be written")
+    return path
+
+
+def from_file(parser: argparse.ArgumentParser, path: Path, known: Container[str]) -> list[str]:
+    """A settings file as the options that it stands for."""
+    try:
+        given = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        parser.error(f"--settings {path}: cannot be read ({error})")
+    if not isinstance(given, dict):
+        parser.error(f'--settings {path}: expected options and their values, as {{"lr": 0.001}}')
+    words = []
+    for name, value in given.items():
+        if name.replace("-", "_") not in known or name == "settings":
+            parser.error(f"--settings {path}: unknown option {name}")
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            words.append(f"--{flag}={value}")
+    return words
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, on top of the settings file that it names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # fmt: skip
     known = [name.lower() for name in (*pcsim.topologies.VGG_DESIGNS, *pcsim.topologies.RESNET_DESIGNS)]
     add, on_off = parser.add_argument, argparse.BooleanOptionalAction
     add("--settings", type=Path, help="JSON with options, which those of the command line replace")
     add("--data", choices=("digits", "mnist", "cifar10", "cifar100"), default="digits")
     add("--root", type=Path, default=Path("data"), help="folder that holds MNIST or CIFAR")
     add("--topology", default="mlp5", help=f"{', '.join(known)}, mlpN (N edges) or residualN (N blocks)")
-    add("--width", type=float, default=1.0, help="factor on the channels, or on 128 units")
+    add("--width", type=number(float, 0, 1000, but=0), default=1.0, help="factor on the channels, or on 128 units")
     add("--batchnorm", action=on_off, default=False, help="normalise, with frozen batch statistics in the relaxation")
-    add("--auxiliary", action=on_off, default=True, help="auxiliary neurons on skip connections")
+    add("--auxiliary", action=on_off, default=True, help="auxiliary neurons on skip connections; backprop needs none")
     add("--method", choices=("bp", "pc", "ipc"), default="pc", help="backprop, predictive coding, incremental")
     add("--precision", choices=PRECISIONS, default="spiking")
-    add("--alpha", type=float, default=1e-3, help="spiking precision away from the arrival")
+    add("--alpha", type=number(float, 0), default=1e-3, help="spiking precision away from the arrival")
     add("--rule", choices=RULES, default="forward", help="of predictive coding; iPC and backprop have their own")
-    add("--nudge", type=float, metavar="BETA", help="clamp the target only so far; negative pushes away")
+    add(
+        "--nudge",
+        type=number(float, -1, 1, but=0),
+        metavar="BETA",
+        help="clamp the target only so far; negative pushes away",
+    )
     add("--centred", action=on_off, default=False, help="average over both signs of the nudge")
-    add("--rate", type=float, default=0.5, help="of the latents")
-    add("--momentum", type=float, default=0.0, help="of the latents")
-    add("--steps", type=int, help="T; the depth by default, at least 5")
-    add("--lr", type=float, default=7e-4, help="of AdamW; warms up to 1.1 times it, then falls to a tenth")
-    add("--weight-decay", type=float, default=3e-5)
-    add("--batch", type=int, default=128)
-    add("--epochs", type=int, default=25)
-    add("--patience", type=int, help="epochs without a better validation before stopping")
-    add("--train-size", type=int, help="training images; all that are not for validation by default")
-    add("--validation", type=int, help="images held out; a tenth of the training set by default")
+    add("--rate", type=number(float, 0, but=0), default=0.5, help="of the latents")
+    add("--momentum", type=number(float, 0, 1, but=1), default=0.0, help="of the latents")
+    add("--steps", type=number(int, 1), help="T; the depth by default, at least 5")
+    add(
+        "--lr",
+        type=number(float, 0, but=0),
+        default=7e-4,
+        help="of AdamW; warms up to 1.1 times it, then falls to a tenth",
+    )
+    add("--weight-decay", type=number(float, 0), default=3e-5)
+    add("--batch", type=number(int, 1), default=128)
+    add("--epochs", type=number(int, 1), default=25)
+    add("--patience", type=number(int, 1), help="epochs without a better validation before stopping")
+    add("--train-size", type=number(int, 1), help="training images; all that are not for validation by default")
+    add("--validation", type=number(int, 1), help="images held out; a tenth of the training set by default")
     add("--augment", action=on_off, help="random flips and crops; of CIFAR by default")
-    add("--seeds", type=int, default=1, help="how many runs, seeded 0, 1, ...")
-    add("--json", type=Path, metavar="PATH", help="write settings and results here after each seed")
+    add("--seeds", type=number(int, 1), default=1, help="how many runs, seeded 0, 1, ...")
+    add("--json", type=file, metavar="PATH", help="write settings and results here after each seed")
     add("--resume", type=Path, metavar="PATH", help="folder of checkpoints: written, and gone on from")
     add("--progress", action=on_off, default=sys.stderr.isatty(), help="bars with time left and accuracy")
-    add("--device", default="cpu")
-    add("--threads", type=int, help="of torch, on a CPU")
+    add("--device", type=device, default="cpu")
+    add("--threads", type=number(int, 1), help="of torch, on a CPU")
     first, _ = parser.parse_known_args(arguments)
-    if first.settings is not None:
-        given = json.loads(first.settings.read_text())
-        unknown = set(given) - set(vars(first))
-        if unknown:
-            parser.error(f"--settings {first.settings}: unknown options {', '.join(sorted(unknown))}")
-        parser.set_defaults(**given)
-    options = parser.parse_args(arguments)
+    settings = [] if first.settings is None else from_file(parser, first.settings, vars(first))
+    options = parser.parse_args([*settings, *arguments])
     name = options.topology
     if name not in known and not re.fullmatch(r"(mlp|residual)[1-9]\d*", name):
         parser.error(f"--topology {name}: expected {', '.join(known)}, mlpN or residualN")
+    if options.batchnorm and name not in known:
+        parser.error(f"--batchnorm: {name} has no normalisation; use {', '.join(known)}")
+    if options.centred and options.nudge is None:
+        parser.error("--centred: nothing is nudged; give --nudge as well")
+    if options.resume is not None and options.resume.exists() and not options.resume.is_dir():
+        parser.error(f"--resume {options.resume}: a file, expected a folder")
     if options.augment is None:
         options.augment = options.data.startswith("cifar")
     if options.validation is None:
@@ -279,15 +354,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    if options.resume is not None:
-        check_resumed(options)
+    try:
+        run(options)
+    except pcsim.PCError as error:
+        raise SystemExit(f"train_images.py: {error}") from error
+
+
+def run(options: argparse.Namespace) -> None:
+    """All seeds."""
     parts = load(options)
     print(f"{options.topology} on {options.data}: {', '.join(str(len(part)) for part in parts)} images for training, "
           "validation and test", flush=True)  # fmt: skip
     runs = []
     for seed in range(options.seeds):
         runs.append(train(seed, parts, options))
-        print(f"seed {seed}: validation {runs[-1]['validation']}, test {runs[-1]['test']:.4f} "
+        print(f"seed {seed}: validation {runs[-1]['validation'] or math.nan:.4f}, test {runs[-1]['test']:.4f} "
               f"after {runs[-1]['epochs']} epochs, {runs[-1]['seconds']:.0f} s", flush=True)  # fmt: skip
         if options.json is not None:
             write(options.json, {"settings": settings_of(options), "runs": runs})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -123,17 +124,75 @@ def test_every_settings_file_names_the_cell_that_it_sets(path: Path) -> None:
     if options.method == "pc":
         assert options.rule == words[2]
     assert options.augment
-    replaced = example("train_images").parsed(["--settings", str(path), "--method", "ipc"])
+    replaced = example("train_images").parsed(["--settings", str(path), "--method", "ipc", "--topology", "vgg5"])
     assert replaced.method == "ipc", "the command line has the last word"
 
 
 def test_train_images_refuses_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     unknown = tmp_path / "settings.json"
     unknown.write_text('{"colour": "red"}')
-    for wrong, message in ((f"--settings {unknown}", "unknown options colour"), ("--topology mlp0", "expected vgg5")):
+    wrongs = {
+        f"--settings {unknown}": "unknown option colour",
+        f"--settings {tmp_path / 'none.json'}": "cannot be read",
+        "--topology mlp0": "expected vgg5",
+        "--batchnorm": "--batchnorm: mlp5 has no normalisation",
+        "--centred": "give --nudge as well",
+        "--lr -1": "--lr: -1 given, expected a number from 0 other than 0",
+        "--rate nan": "--rate: nan given",
+        "--epochs 1.5": "--epochs: 1.5 given, expected a whole number from 1",
+        "--nudge 2": "--nudge: 2 given, expected a number from -1 to 1 other than 0",
+        "--device nowhere": "nowhere cannot be used here",
+        f"--resume {unknown}": "a file, expected a folder",
+    }
+    for wrong, message in wrongs.items():
         with pytest.raises(SystemExit):
             train_images(tmp_path, wrong)
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        example("train_images").main(["--json", str(tmp_path)])
+    assert "expected a file in a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--topology vgg5", "at least 16x16"),
+        ("--validation 1500", "1437 images for both together"),
+        ("--data mnist --root nowhere", "nowhere"),
+    ],
+)
+def test_train_images_says_in_a_line_what_does_not_fit(tmp_path: Path, options: str, message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        train_images(tmp_path, f"{options} --resume {tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists(), "what fails leaves nothing to stand in the way of the next try"
+
+
+def test_train_images_augments_for_a_chain_too(tmp_path: Path) -> None:
+    plain, turned = (
+        train_images(tmp_path, f"--topology mlp2 --width 0.1{more}")["runs"] for more in ("", " --augment")
+    )
+    assert turned[0]["validations"] != plain[0]["validations"]
+
+
+def test_a_settings_file_is_read_as_the_command_line_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text('{"weight-decay": 0.1, "batch": 16, "augment": false, "nudge": null}')
+    options = example("train_images").parsed(["--settings", str(path), "--batch", "8"])
+    assert (options.weight_decay, options.batch, options.augment, options.nudge) == (0.1, 8, False, None)
+    for wrong in ('{"method": "magic"}', '{"batchnorm": "no"}', '{"lr": true}', "[1]", "{"):
+        path.write_text(wrong)
+        with pytest.raises(SystemExit):
+            example("train_images").parsed(["--settings", str(path)])
+        assert "error: " in capsys.readouterr().err
+
+
+def test_a_checkpoint_belongs_to_its_settings_and_seed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    options = f"--topology mlp3 --width 0.2 --resume {folder}"
+    train_images(tmp_path, options)
+    shutil.copy(folder / "seed0.safetensors", folder / "seed1.safetensors")
+    with pytest.raises(SystemExit, match=r"other settings \(seed: 0 -> 1\)"):
+        train_images(tmp_path, f"{options} --seeds 2")
 
 
 def test_results_table_has_a_row_for_each_file_and_its_command(
@@ -200,7 +259,8 @@ needs_mnist = pytest.mark.skipif(not MNIST.exists(), reason="MNIST is not beside
 @pytest.mark.slow
 @needs_mnist
 def test_twenty_layers_learn_mnist_as_with_backprop(tmp_path: Path) -> None:
-    options = f"--data mnist --root {MNIST} --topology mlp20 --lr 1e-3 --epochs 5 --batch 128 --train-size 60000"
+    options = f"--data mnist --root {MNIST} --topology mlp20 --lr 1e-3 --epochs 5 --batch 128"
+    options += " --train-size 59000 --validation 1000"
     tests = [
         train_images(tmp_path, f"{options} {method}")["runs"][0]["test"]
         for method in ("--method bp", "--alpha 0 --rate 0.8")
