@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import attrs
 import torch
+from command_line import device, file, number
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
@@ -135,19 +135,18 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(DEFAULT_METHODS), metavar="METHOD",
                         help=f"some of {', '.join(METHODS)}")  # fmt: skip
-    parser.add_argument("--depths", nargs="+", type=int, default=list(DEPTHS), help="numbers of edges, at least 2")
-    parser.add_argument("--epochs", type=int, default=DEFAULT_EPOCHS)
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(DEFAULT_SEEDS))
-    parser.add_argument("--width", type=int, default=128, help="units of each hidden layer")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--depths", nargs="+", type=number(int, 2), default=list(DEPTHS), help="numbers of edges, at least 2"
+    )
+    parser.add_argument("--epochs", type=number(int, 1), default=DEFAULT_EPOCHS)
+    parser.add_argument("--seeds", nargs="+", type=number(int, 0), default=list(DEFAULT_SEEDS))
+    parser.add_argument("--width", type=number(int, 1), default=128, help="units of each hidden layer")
+    parser.add_argument("--device", type=device, default="cpu")
     parser.add_argument("--engine", choices=ENGINES, help="how it is computed; the library's own choice by default")
-    parser.add_argument("--threads", type=int, help="of torch, on a CPU")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write one object per run")
-    parser.add_argument("--plot", type=Path, metavar="PATH", help="draw accuracies and energies, as PNG or SVG say")
-    options = parser.parse_args(arguments)
-    if min(options.depths) < 2:
-        parser.error(f"--depths {min(options.depths)}: a chain needs a hidden layer, so at least 2 edges")
-    return options
+    parser.add_argument("--threads", type=number(int, 1), help="of torch, on a CPU")
+    parser.add_argument("--json", type=file, metavar="PATH", help="write one object per run")
+    parser.add_argument("--plot", type=file, metavar="PATH", help="draw accuracies and energies, as PNG or SVG say")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

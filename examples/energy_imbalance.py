@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from command_line import file, number
 from torch import Tensor
 
 import pcsim
@@ -60,19 +61,22 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--data", choices=("digits", "cifar10"), default="digits")
     add("--root", type=Path, default=Path("data"), help="folder that holds CIFAR-10")
     add("--topology", choices=pcsim.topologies.VGG_DESIGNS, default="VGG10", help="of CIFAR-10")
-    add("--width", type=float, default=1.0, help="factor on the channels")
+    add("--width", type=number(float, 0, 1000, but=0), default=1.0, help="factor on the channels")
     add("--batchnorm", action=argparse.BooleanOptionalAction, default=False)
-    add("--rate", type=float, default=0.2, help="of the latents")
-    add("--batch", type=int, default=64)
-    add("--seed", type=int, default=0)
-    add("--plot", type=Path, default=Path("energy_imbalance.png"), metavar="PATH")
+    add("--rate", type=number(float, 0, but=0), default=0.2, help="of the latents")
+    add("--batch", type=number(int, 1), default=64)
+    add("--seed", type=number(int, 0), default=0)
+    add("--plot", type=file, default=Path("energy_imbalance.png"), metavar="PATH")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Relax, tell, and draw."""
     options = parsed(arguments)
-    clamps = batch(options)
+    try:
+        clamps = batch(options)
+    except pcsim.PCError as error:
+        raise SystemExit(f"energy_imbalance.py: {error}") from error
     traces, similarities = {}, {}
     for method in METHODS:
         sim = simulator(method, clamps["input"].shape[1:], options)

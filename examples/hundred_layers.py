@@ -20,6 +20,7 @@ from typing import Any
 
 import attrs
 import torch
+from command_line import file, number
 from torch.optim import AdamW
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
@@ -108,25 +109,36 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", choices=("digits", "mnist"), default="digits")
     add("--root", type=Path, default=Path("data"), help="folder that holds MNIST")
-    add("--blocks", type=int, nargs="+", default=[4, 16, 32, 64], help="of two layers each; levels are 2 blocks + 2")
+    add(
+        "--blocks",
+        type=number(int, 1),
+        nargs="+",
+        default=[4, 16, 32, 64],
+        help="of two layers each; levels are 2 blocks + 2",
+    )
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    add("--images", type=int, help="of the training set; all by default (plain PC takes hours at 130 levels)")
-    add("--epochs", type=int, default=2)
-    add("--rate", type=float, default=0.8, help="of the latents")
-    add("--plain-rate", type=float, default=0.1, help="of the latents of plain PC")
-    add("--lr", type=float, default=1e-3, help="of AdamW")
-    add("--batch", type=int, default=128)
-    add("--seed", type=int, default=0)
+    add(
+        "--images", type=number(int, 1), help="of the training set; all by default (plain PC takes hours at 130 levels)"
+    )
+    add("--epochs", type=number(int, 1), default=2)
+    add("--rate", type=number(float, 0, but=0), default=0.8, help="of the latents")
+    add("--plain-rate", type=number(float, 0, but=0), default=0.1, help="of the latents of plain PC")
+    add("--lr", type=number(float, 0, but=0), default=1e-3, help="of AdamW")
+    add("--batch", type=number(int, 1), default=128)
+    add("--seed", type=number(int, 0), default=0)
     add("--progress", action=argparse.BooleanOptionalAction, default=sys.stderr.isatty())
-    add("--json", type=Path, metavar="PATH", help="write one object per run")
-    add("--plot", type=Path, metavar="PATH", help="draw accuracy and time against depth")
+    add("--json", type=file, metavar="PATH", help="write one object per run")
+    add("--plot", type=file, metavar="PATH", help="draw accuracy and time against depth")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train everything that is asked for, and show it as it comes."""
     options = parsed(arguments)
-    training, test = load(options)
+    try:
+        training, test = load(options)
+    except pcsim.PCError as error:
+        raise SystemExit(f"hundred_layers.py: {error}") from error
     parts = training.take(min(options.images or len(training), len(training))), test
     print(f"{len(parts[0])} training and {len(parts[1])} test images of {options.data}, {options.epochs} epochs")
     print("levels  method          test accuracy  seconds per epoch")

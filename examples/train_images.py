@@ -25,6 +25,7 @@ from typing import Any
 
 import attrs
 import torch
+from command_line import device, file, number
 from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
@@ -98,7 +99,10 @@ def load(options: argparse.Namespace) -> tuple[ImageData, ImageData, ImageData]:
             "cifar10": (data.CIFAR10_MEAN, data.CIFAR10_STD),
             "cifar100": (data.CIFAR100_MEAN, data.CIFAR100_STD),
         }[options.data]
-        train, test = (attrs.evolve(part, images=data.normalise(part.images, *scale)) for part in read(options.root))
+        train, test = (
+            attrs.evolve(part, images=data.normalise(part.images, *scale))
+            for part in read(options.root, download=options.download)
+        )
     if options.validation + (options.train_size or 1) > len(train):
         raise pcsim.errors.DataError(
             f"--validation {options.validation}, --train-size {options.train_size or 'all others'}: {options.data} has "
@@ -223,44 +227,8 @@ def write(path: Path, content: object) -> None:
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """What the numbers depend on."""
-    irrelevant = {"json", "resume", "progress", "root", "threads", "seeds", "settings", "device"}
+    irrelevant = {"json", "resume", "progress", "root", "threads", "seeds", "settings", "device", "download"}
     return {name: value for name, value in sorted(vars(options).items()) if name not in irrelevant}
-
-
-def number(kind: type[int] | type[float], least: float, most: float = math.inf, *, but: float | None = None) -> Any:
-    """A number from ``least`` to ``most``, finite, other than ``but``, as argparse reads it."""
-
-    def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = kind(least - 1)
-        if not least <= value <= most or math.isinf(value) or value == but:
-            upper = "" if math.isinf(most) else f" to {most:g}"
-            other = "" if but is None else f" other than {but:g}"
-            raise argparse.ArgumentTypeError(
-                f"{text} given, expected a {'whole ' * (kind is int)}number from {least:g}{upper}{other}"
-            )
-        return value
-
-    return read
-
-
-def device(text: str) -> str:
-    """A device that tensors can be made on."""
-    try:
-        torch.empty(1, device=text).sum().item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise argparse.ArgumentTypeError(f"{text} cannot be used here ({str(error).splitlines()[0]})") from error
-    return text
-
-
-def file(text: str) -> Path:
-    """A file that can be written."""
-    path = Path(text)
-    if path.is_dir() or not os.access(next(up for up in path.absolute().parents if up.exists()), os.W_OK):
-        raise argparse.ArgumentTypeError(f"{path} given, expected a file in a folder that can be written")
-    return path
 
 
 def from_file(parser: argparse.ArgumentParser, path: Path, known: Container[str]) -> list[str]:
@@ -293,6 +261,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--settings", type=Path, help="JSON with options, which those of the command line replace")
     add("--data", choices=("digits", "mnist", "cifar10", "cifar100"), default="digits")
     add("--root", type=Path, default=Path("data"), help="folder that holds MNIST or CIFAR")
+    add("--download", action=on_off, default=False, help="fetch images that are missing there")
     add("--topology", default="mlp5", help=f"{', '.join(known)}, mlpN (N edges) or residualN (N blocks)")
     add("--width", type=number(float, 0, 1000, but=0), default=1.0, help="factor on the channels, or on 128 units")
     add("--batchnorm", action=on_off, default=False, help="normalise, with frozen batch statistics in the relaxation")

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 from hypothesis import Phase, settings
 
@@ -21,10 +22,12 @@ settings.load_profile("steady")
 
 
 def load_script(path: Path) -> ModuleType:
-    """A script that belongs to no package, as a module."""
+    """A script that belongs to no package, as a module; it finds those beside it, as when it is run."""
     specification = importlib.util.spec_from_file_location(path.stem, path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        specification.loader.exec_module(module)
     return module

@@ -50,12 +50,6 @@ def test_deep_mlp_repeats_itself(tmp_path: Path) -> None:
     assert len({run["test_accuracy"] for _ in range(2) for run in deep_mlp(tmp_path, options)}) == 1
 
 
-def test_deep_mlp_refuses_a_chain_without_a_hidden_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        deep_mlp(tmp_path, "--depths 1")
-    assert "at least 2 edges" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_depth_twenty_is_where_plain_predictive_coding_fails_and_its_remedies_do_not(tmp_path: Path) -> None:
     runs = deep_mlp(tmp_path, "--depths 20 --epochs 8 --seeds 0 --methods bp pc pc+fu spiking+fu decaying+fu")
@@ -196,9 +190,8 @@ def test_a_checkpoint_belongs_to_its_settings_and_seed(tmp_path: Path) -> None:
 
 
 def test_results_table_has_a_row_for_each_file_and_its_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(EXAMPLES)
     words = "--data digits --topology resnet10 --width 0.04 --batchnorm --alpha 0 --epochs 2 --train-size 256"
     paths = [tmp_path / "small.json", tmp_path / "backprop.json"]
     for path, method in zip(paths, ("", " --method bp"), strict=True):
@@ -220,10 +213,7 @@ def test_results_table_has_a_row_for_each_file_and_its_command(
         assert example("train_images").settings_of(options) == json.loads(path.read_text())["settings"]
 
 
-def test_the_results_in_the_documents_are_those_of_the_runs(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(EXAMPLES)
+def test_the_results_in_the_documents_are_those_of_the_runs(capsys: pytest.CaptureFixture[str]) -> None:
     folder = EXAMPLES.parent / "docs" / "results"
     page = (folder.parent / "results.md").read_text()
     for options, files in ((["--commands"], folder), (["--of", "validation"], folder / "search")):
@@ -250,6 +240,34 @@ def test_energy_imbalance_draws(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(lines) == 4
     assert "least agreement with backprop: 1.000" in lines[1]
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("hundred_layers", "--blocks 0", "--blocks: 0 given, expected a whole number from 1"),
+        ("hundred_layers", "--json .", "expected a file"),
+        ("deep_mlp", "--depths 1", "--depths: 1 given, expected a whole number from 2"),
+        ("deep_mlp", "--device nowhere", "nowhere cannot be used here"),
+        ("energy_imbalance", "--rate -1", "--rate: -1 given"),
+        ("energy_imbalance", "--plot .", "expected a file in a folder that can be written"),
+    ],
+)
+def test_options_are_refused_before_any_work(
+    script: str, options: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        example(script).main(options.split())
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [("hundred_layers", "--data mnist --root nowhere"), ("energy_imbalance", "--data cifar10 --root nowhere")],
+)
+def test_missing_data_is_said_in_a_line(script: str, options: str) -> None:
+    with pytest.raises(SystemExit, match=f"{script}.py: .*nowhere"):
+        example(script).main(options.split())
 
 
 MNIST = EXAMPLES.parent.parent / "shared" / "data" / "mnist"

@@ -1,0 +1,47 @@
+"""Readers of the command line that the examples share: what does not fit is refused before any work."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def number(kind: type[int] | type[float], least: float, most: float = math.inf, *, but: float | None = None) -> Any:
+    """A number from ``least`` to ``most``, finite, other than ``but``, as argparse reads it."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(least - 1)
+        if not least <= value <= most or math.isinf(value) or value == but:
+            upper = "" if math.isinf(most) else f" to {most:g}"
+            other = "" if but is None else f" other than {but:g}"
+            raise argparse.ArgumentTypeError(
+                f"{text} given, expected a {'whole ' * (kind is int)}number from {least:g}{upper}{other}"
+            )
+        return value
+
+    return read
+
+
+def device(text: str) -> str:
+    """A device that tensors can be made on."""
+    try:
+        torch.empty(1, device=text).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be used here ({str(error).splitlines()[0]})") from error
+    return text
+
+
+def file(text: str) -> Path:
+    """A file that can be written."""
+    path = Path(text)
+    if path.is_dir() or not os.access(next(up for up in path.absolute().parents if up.exists()), os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} given, expected a file in a folder that can be written")
+    return path
