@@ -6,10 +6,11 @@ import copy
 import math
 import weakref
 from collections.abc import Callable, Mapping
+from itertools import chain
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from pcsim.dynamics.inference import Relaxation, check_delay
@@ -284,6 +285,8 @@ class Simulator:
                     f"clamp {name!r}: batch of {size} given, but {next(iter(sizes))!r} has {batch}; clamp all nodes "
                     "with the same number of samples"
                 )
+        if batch == 1 and snapshot.normalising:
+            self._check_single()
         clamping = self._clamping(fits, predicting)
         relaxation = self.relaxation
         if predicting:
@@ -303,6 +306,17 @@ class Simulator:
                 check_delay(self.network, relaxation)
             self._checked.add(combined)
         return problem
+
+    def _check_single(self) -> None:
+        """Refuse one sample where a module takes the mean and spread of the batch."""
+        edges = ((f"edge {name!r}", edge, edge.contribution_shape) for name, edge in self.network.edges.items())
+        nodes = ((f"node {name!r}", node, node.shape) for name, node in self.network.nodes.items())
+        for place, part, shape in chain(edges, nodes):
+            if len(shape) == 1 and any(isinstance(m, nn.BatchNorm1d) and m.training for m in part.modules()):
+                raise ClampError(
+                    f"a batch of one sample given, but {place} normalises over the batch, which takes two; leave out a "
+                    "last batch of one (DataLoader(drop_last=True)), or call network.eval()"
+                )
 
     def _by_name(self, clamps: Clamps) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
         if not isinstance(clamps, Mapping) or not all(isinstance(node, str | Node) for node in clamps):

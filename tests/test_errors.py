@@ -332,6 +332,33 @@ def test_what_a_mask_leaves_out_may_be_missing(engine: str, node: str) -> None:
         sim.infer({**clamps, node: (torch.where(given, torch.nan, clamps[node]), given)})
 
 
+@ENGINES
+def test_a_single_sample_has_no_spread(engine: str) -> None:
+    net = chain(2)
+    net.add_node("out", (2,), transfer=nn.BatchNorm1d(2))
+    net.add_edge("n2", "out", nn.Linear(2, 2))
+    sim = pcsim.Simulator(net, pcsim.Relaxation(4, 0.1), engine=engine)
+    one = {"n0": torch.ones(1, 2), "out": torch.ones(1, 2)}
+    with pytest.raises(ClampError, match="one sample given, but node 'out' normalises over the batch"):
+        sim.infer(one)
+    net.eval()
+    sim.infer(one)
+    sim.predict({"n0": torch.ones(1, 2)})
+
+
+@ENGINES
+def test_modules_of_several_dtypes(engine: str) -> None:
+    net = chain(2)
+    net.add_node("out", (2,))
+    net.add_edge("n2", "out", nn.Linear(2, 2).double())
+    clamps = {"n0": torch.ones(4, 2), "out": torch.ones(4, 2)}
+    sim = pcsim.Simulator(net, pcsim.Relaxation(4, 0.1), engine=engine)
+    with pytest.raises(GraphError, match=r"edge 'n2->out' has parameters of torch.float64 .* edge 'n0->n1' has torch"):
+        sim.infer(clamps)
+    net.float()
+    sim.infer(clamps)
+
+
 @pytest.mark.parametrize("clamps", [[torch.zeros(1, 2)], None, torch.zeros(1, 2), {0: torch.zeros(1, 2)}])
 def test_clamps_that_are_no_dictionary(clamps: Any) -> None:
     with pytest.raises(ClampError, match="expected a dictionary from nodes or their names to tensors"):

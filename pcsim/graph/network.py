@@ -293,11 +293,12 @@ class Network(nn.Module):
         return combine_draws or transfer_draws
 
     def check(self) -> None:
-        """Check what can only be checked once the graph is whole: nodes that combine several arguments.
+        """Check what can only be checked once the graph is whole: nodes that combine several arguments, one dtype.
 
         Raises:
-            GraphError: a node's arguments do not fit, or a deterministic node has no incoming edge.
+            GraphError: a node's arguments do not fit, or modules differ in dtype or device.
         """
+        self._check_one_dtype()
         for node in self._nodes.values():
             incoming = self._incoming[node.name]
             if not incoming:
@@ -305,6 +306,20 @@ class Network(nn.Module):
             if not isinstance(node.combine, Sum):
                 contributions = [self._probe_edge(e.name, e.source, node, e.module)[0] for e in incoming]
                 node.stochastic = self._check_node(node, contributions, incoming[-1].name)
+
+    def _check_one_dtype(self) -> None:
+        found: tuple[str, Tensor] | None = None
+        modules = [(f"edge {name!r}", edge.module) for name, edge in self._edges.items()]
+        modules += [(f"node {name!r}", node.transfer) for name, node in self._nodes.items()]
+        for place, parameter in ((place, parameter) for place, module in modules for parameter in module.parameters()):
+            if not parameter.is_floating_point():
+                continue
+            found = found or (place, parameter)
+            if (parameter.dtype, parameter.device) != (found[1].dtype, found[1].device):
+                raise GraphError(
+                    f"{place} has parameters of {parameter.dtype} on {parameter.device}, but {found[0]} has "
+                    f"{found[1].dtype} on {found[1].device}; convert the whole network with network.to(...)"
+                )
 
     # Asking
 
