@@ -18,7 +18,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -218,10 +217,8 @@ def describe(runs: Sequence[dict[str, Any]]) -> str:
 def write(path: Path, content: object) -> None:
     """Write JSON that is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "w") as stream:
-        json.dump(content, stream, indent=2)
-        stream.write("\n")
+    scratch = path.with_name(f".{path.name}.part")
+    scratch.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(scratch, path)
 
 

@@ -155,7 +155,8 @@ class EarlyStopping(Callback):
                 "data, or choose one of those"
             )
         number, self._epochs = record.validation[self.metric], record.epoch
-        if self.best is None or (number > self.best if self.mode == "max" else number < self.best):
+        better = self.best is None or (number > self.best if self.mode == "max" else number < self.best)
+        if better and not math.isnan(number):
             self.best, self.best_epoch = number, record.epoch
             state = trainer.simulator.network.state_dict()
             self._weights = {name: tensor.detach().clone() for name, tensor in state.items()}

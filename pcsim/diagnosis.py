@@ -80,6 +80,11 @@ def update_similarity(simulator: Simulator, clamps: Clamps) -> dict[str, float]:
     Raises:
         PCError: as :meth:`Simulator.infer` and :meth:`Simulator.gradients`; the network has a cycle, for backprop.
     """
+    if simulator.rule.every_step:
+        raise StateError(
+            f"update_similarity: {type(simulator.rule).__name__} given, which learns during the relaxation; compare a "
+            "rule that learns after it"
+        )
     network, random = simulator.network, torch.get_rng_state()
     backprop = Simulator(network, rule=Backprop(), engine=type(simulator.engine))
     backprop.infer(clamps)

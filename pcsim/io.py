@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,15 +44,15 @@ def save(path: str | os.PathLike[str], kind: str, tree: Tree) -> None:
     file = Path(path)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
+        scratch = file.with_name(f".{file.name}.part")  # one name, so that what a kill leaves is overwritten
         try:
-            with os.fdopen(handle, "wb") as stream:
+            with scratch.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(scratch, file)
         except BaseException:
-            os.unlink(scratch)
+            scratch.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise FileError(f"{file}: cannot be written ({error}); check the folder and the space left") from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 
 import attrs
@@ -18,7 +19,7 @@ from pcsim.dynamics.learning import LearningRule, SettledUpdate
 from pcsim.dynamics.nudging import Nudging
 from pcsim.dynamics.precision import Constant
 from pcsim.engine.batched import BatchedEngine
-from pcsim.engine.engine import Clamp, Engine, Gradients, Problem, State
+from pcsim.engine.engine import Clamp, Engine, Gradients, Problem, State, divergence
 from pcsim.engine.plan import Plan
 from pcsim.engine.reading import Reading
 from pcsim.engine.reference import ReferenceEngine
@@ -33,6 +34,16 @@ Clamps = Mapping[str, Given] | Mapping[Node, Given] | Mapping[str | Node, Given]
 """What is given, by node or its name: (batch, *shape), or a pair of that and a boolean mask of the given units."""
 
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (BatchedEngine, ReferenceEngine)}
+
+
+@contextmanager
+def _outside_inference_mode() -> Iterator[None]:
+    """What is made in it could never learn again, and programs are kept."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    else:
+        yield
 
 
 class Simulator:
@@ -77,8 +88,13 @@ class Simulator:
         self._checked: set[tuple[object, ...]] = set()
         self._optimizer: weakref.ref[Optimizer] | None = None
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without the latest run, so that a copy starts afresh."""
+        return {**self.__dict__, "_state": None, "_clampings": {}, "_checked": set(), "_optimizer": None}
+
     # Running
 
+    @_outside_inference_mode()
     def infer(self, clamps: Clamps, *, record: bool = False) -> Trace:
         """Relax the free nodes; afterwards each node and edge shows its state.
 
@@ -92,7 +108,7 @@ class Simulator:
             SettingError: the relaxation is too short for its schedule.
             DivergenceError: a latent became NaN or infinite; the last good state stays.
         """
-        return self._finish(self.engine.relax(self._problem(clamps, record), self._state))
+        return self._finish(self._relax(self._problem(clamps, record)))
 
     def learn(self, optimizer: Optimizer) -> None:
         """One local weight update from the relaxed state: fill ``.grad`` and step the optimizer.
@@ -105,6 +121,7 @@ class Simulator:
         self.compute_gradients()
         optimizer.step()
 
+    @_outside_inference_mode()
     def compute_gradients(self, *, accumulate: bool = False) -> None:
         """Fill ``.grad`` of the network's parameters by the learning rule, divided by the batch size (SPEC §4).
 
@@ -118,13 +135,18 @@ class Simulator:
         """
         self._fill_gradients(self._require_learnable(), accumulate)
 
+    @_outside_inference_mode()
     def gradients(self) -> Gradients:
         """The same gradients by parameter; ``.grad`` and running statistics stay, and the next run overwrites them.
 
         Raises:
             StateError: as :meth:`learn`.
         """
-        return self._gradients(self._require_learnable())
+        state = self._require_learnable()
+        for parameter in state.problem.snapshot.parameters:
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()  # it may be the very tensor that the engine is about to write
+        return self._gradients(state)
 
     def _require_learnable(self) -> State:
         state = self._require("learning")
@@ -133,6 +155,8 @@ class Simulator:
                 f"{type(self.rule).__name__} learns at every inference step, so it cannot learn after them; call "
                 "update(clamps, optimizer) in place of infer and learn"
             )
+        if state.problem.rule != self.rule:
+            raise StateError(f"the rule is {type(self.rule).__name__} since the network was relaxed; infer again")
         self._require_target(state.problem)
         if self.network.snapshot() is not state.problem.snapshot:
             raise StateError("the network or a part of it was changed after it was relaxed; infer again")
@@ -167,6 +191,7 @@ class Simulator:
             first[parameter] = first.get(parameter, 0.0) - 0.5 * gradient
         return first
 
+    @_outside_inference_mode()
     def update(self, clamps: Clamps, optimizer: Optimizer, *, record: bool = False) -> Trace:
         """Infer and learn on one batch; with the incremental rule, one optimizer step after every inference step.
 
@@ -182,7 +207,7 @@ class Simulator:
         self._require_target(problem)
         self._check_optimizer(optimizer)
         if not self.rule.every_step:
-            state = self.engine.relax(problem, self._state)
+            state = self._relax(problem)
             trace = self._finish(state)
             self._fill_gradients(state)
             optimizer.step()
@@ -208,6 +233,14 @@ class Simulator:
         self._count(state)
         return self._finish(state)
 
+    def _relax(self, problem: Problem) -> State:
+        state = self.engine.relax(problem, self._state)
+        if not problem.clamping.free:  # no latent moves, so that the engine has none to look at
+            for name in problem.clamping.targets:
+                if not bool(torch.isfinite(torch.linalg.vector_norm(state.forward_prediction[name]))):
+                    raise divergence(problem, name, None)
+        return state
+
     def _check_optimizer(self, optimizer: Optimizer) -> None:
         if self._optimizer is not None and self._optimizer() is optimizer:
             return
@@ -231,6 +264,7 @@ class Simulator:
             self.engine.update_statistics(state)
             state.counted = True
 
+    @_outside_inference_mode()
     def predict(self, clamps: Clamps) -> dict[str, Tensor]:
         """Values of all nodes, given some (SPEC §2, Test); the state that nodes and edges show stays as it is.
 
@@ -242,7 +276,7 @@ class Simulator:
             PCError: as :meth:`infer`.
 
         Returns:
-            Value by node name, (batch, *shape).
+            Value by node name, (batch, *shape); images may be laid out channels last, which is faster.
         """
         training = {module: module.training for module in self.network.modules()}
         self.network.eval()
@@ -258,8 +292,9 @@ class Simulator:
 
     def energy(self) -> dict[str, Tensor]:
         """E_n before precision of every node with an energy, (batch,), at the present values and weights."""
-        names = self._require("reading energies").problem.clamping.energetic
-        return {name: self.network.nodes[name].energy for name in names}
+        state = self._require("reading energies")
+        reading = Reading(state)
+        return {name: reading.energy(self.network.nodes[name]) for name in state.problem.clamping.energetic}
 
     @property
     def plan(self) -> Plan:
@@ -371,6 +406,8 @@ class Simulator:
             raise ClampError(f"clamp {name!r}: dtype {value.dtype} given, expected {dtype} as the network; convert it")
         if value.device != device:
             raise ClampError(f"clamp {name!r}: on device {value.device}, expected {device} as the network; move one")
+        if value.is_inference():
+            value = value.clone()
         # The sum tells at a fraction of the cost; only where it overflows does every unit have to be looked at.
         finite = math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
         if mask is None:

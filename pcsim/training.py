@@ -41,7 +41,7 @@ class Trainer:
     train in the mode (training or evaluation) that they are in. With a seed, two runs from equal weights are equal bit
     for bit, as far as the device's kernels are, and so is one that goes on from a checkpoint: at the start of every
     epoch, torch's generator and those of the loaders are seeded by the seed and the number of the epoch. What they
-    held is not put back.
+    held is not put back, nor are latents: with ``Relaxation(start="previous")`` a run that goes on starts afresh.
 
     Args:
         simulator: infers and learns on each batch.
@@ -188,8 +188,9 @@ class Trainer:
         """
         tree = io.load(path, CHECKPOINT)
         io.check_state(path, "the network's", self.simulator.network.state_dict(), tree["network"])
-        for part, here in self._kinds().items():
-            there = tree.get("kinds", {}).get(part)
+        own = self._kinds()
+        for part, there in tree.get("kinds", own).items():
+            here = own[part]
             if there != here:
                 raise FileError(
                     f"{path}: was written with the {part} {there}, and here it is {here}; make the trainer as it was "
@@ -286,9 +287,11 @@ class Trainer:
         if self.seed is not None:
             seed = (self.seed * EPOCHS_APART + epoch) % 2**63
             torch.manual_seed(seed)
-            for loader in loaders:
-                if isinstance(generator := getattr(loader, "generator", None), torch.Generator):
-                    generator.manual_seed(seed)
+            for part in loaders:
+                while part is not None:  # a loader, its sampler, and what that samples from
+                    if isinstance(generator := getattr(part, "generator", None), torch.Generator):
+                        generator.manual_seed(seed)
+                    part = getattr(part, "sampler", None)
 
     def _clamp(self, batch: Any) -> dict[str, Given]:
         if self.clamps is None:

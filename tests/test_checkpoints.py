@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -225,6 +226,11 @@ class TestEarlyStopping:
     def test_best_weights_are_put_back(self) -> None:
         early, own, after = self.run([0.1, 0.5, 0.4, 0.5])
         assert (early.best, early.best_epoch, len(after)) == (0.5, 2, 4)
+        assert all(torch.equal(tensor, after[1][name]) for name, tensor in state(own).items())
+
+    def test_a_number_that_is_none_is_never_best(self) -> None:
+        early, own, after = self.run([math.nan, 0.2, math.nan, 0.1])
+        assert (early.best, early.best_epoch) == (0.2, 2)
         assert all(torch.equal(tensor, after[1][name]) for name, tensor in state(own).items())
 
     def test_the_last_weights_stay_where_asked_for(self) -> None:

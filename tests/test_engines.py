@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import warnings
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
@@ -389,10 +391,31 @@ class TestFrozenStatistics:
         for name, expected in results[0].items():
             torch.testing.assert_close(results[1][name], expected, msg=lambda text, name=name: f"{name}: {text}")
 
-    def test_one_sample_has_no_statistics_of_its_own(self) -> None:
-        net, _ = self.network("node")
-        with pytest.raises(ValueError, match="more than one value per channel"):
-            pcsim.Simulator(net).infer({"image": torch.randn(1, 3), "output": torch.randn(1, 2)})
+    @pytest.mark.parametrize("disturbance", ["none", "centred", "relaxing predict", "weights"])
+    @pytest.mark.parametrize("rule", [pcsim.SettledUpdate(), pcsim.ForwardUpdate()], ids=str)
+    def test_statistics_are_those_of_the_state_that_is_learned_from(
+        self, disturbance: str, rule: pcsim.LearningRule
+    ) -> None:
+        """Normalised deterministic nodes: their values are in tensors that runs share."""
+        nudging = pcsim.Nudging(0.3, centred=True) if disturbance == "centred" else None
+        results = []
+        for engine in ("reference", "batched"):
+            torch.manual_seed(0)
+            net = pcsim.topologies.resnet((2,), image=(2, 4, 4), classes=3, width=0.05, batch_norm=True).double()
+            sim = pcsim.Simulator(net, pcsim.Relaxation(6, 0.3), rule, nudging=nudging, engine=engine)
+            clamps = {"input": torch.randn(4, 2, 4, 4).double(), "output": torch.randn(4, 3).double()}
+            sim.infer(clamps)
+            if disturbance == "relaxing predict":
+                sim.predict({"output": clamps["output"]})
+            if disturbance == "weights":
+                with torch.no_grad():
+                    for parameter in net.parameters():
+                        parameter.mul_(1.5)
+            sim.learn(optim.SGD(net.parameters(), lr=0.1))
+            results.append({name: buffer for name, buffer in net.named_buffers() if "running" in name})
+        assert results[0]
+        for name, expected in results[0].items():
+            torch.testing.assert_close(results[1][name], expected, msg=lambda text, name=name: f"{name}: {text}")
 
     def test_both_engines_train_alike(self) -> None:
         results = []
@@ -594,6 +617,131 @@ def test_plan_without_leaving_out_computes_everything() -> None:
     sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.5, precision=pcsim.Spiking(0.0)), pcsim.ForwardUpdate())
     sim.infer(clamps)
     assert Plan(sim._state.problem, leave_out=False).left_out() == 0.0
+
+
+def test_identities_of_one_stack_that_meet_in_it() -> None:
+    """What an identity contributes are rows of the stack that its target stands in."""
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    for name in ("input", "h1", "h2", "h3", "mix"):
+        net.add_node(name, (4,))
+    net.add_node("output", (3,))
+    net.add_edge("input", "h1", nn.Linear(4, 4))
+    for source, target in (("h1", "h2"), ("h2", "h3")):
+        net.add_edge(source, target, nn.Sequential(nn.Tanh(), nn.Linear(4, 4)))
+    net.add_edge("h1", "mix")
+    net.add_edge("h3", "mix")
+    net.add_edge("mix", "output", nn.Linear(4, 3))
+    balanced = pcsim.balance_paths(net, 0.3).double()
+    clamps = {"input": torch.randn(2, 4).double(), "output": torch.randn(2, 3).double()}
+    relaxation = pcsim.Relaxation(6, 0.3, precision=pcsim.Spiking(0.01))
+    verify.check_engines_agree(verify.Case(balanced, clamps, relaxation, pcsim.SettledUpdate()))
+
+
+@pytest.mark.parametrize("place", ["edge", "node", "tied"])
+@pytest.mark.parametrize("rule", verify.RULES, ids=lambda rule: type(rule).__name__)
+def test_a_parameter_that_is_used_twice_in_one_place(place: str, rule: pcsim.LearningRule) -> None:
+    torch.manual_seed(0)
+    one, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    other.weight = one.weight
+    twice = nn.Sequential(one, nn.Tanh(), other if place == "tied" else one)
+    net = pcsim.Network()
+    net.add_node("a", (4,))
+    net.add_node("b", (4,), transfer=twice if place == "node" else None)
+    net.add_node("c", (4,))
+    net.add_edge("a", "b", nn.Linear(4, 4) if place == "node" else twice)
+    net.add_edge("b", "c", nn.Linear(4, 4))
+    clamps = {"a": torch.randn(5, 4).double(), "c": torch.randn(5, 4).double()}
+    verify.check_engines_agree(verify.Case(net.double(), clamps, pcsim.Relaxation(4, 0.3), rule))
+
+
+def test_normalisation_without_parameters_heads_a_chain() -> None:
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([3, 4, 2])
+    net.add_node("side", (4,))
+    net.add_edge("hidden1", "side", nn.Sequential(nn.BatchNorm1d(4, affine=False), nn.Tanh(), nn.Linear(4, 4)))
+    clamps = {name: torch.randn(5, size).double() for name, size in (("input", 3), ("output", 2), ("side", 4))}
+    verify.check_engines_agree(verify.Case(net.double(), clamps, pcsim.Relaxation(4, 0.3), pcsim.SettledUpdate()))
+
+
+@pytest.mark.parametrize("engine", ["reference", "batched"])
+def test_freezing_between_runs_is_noticed(engine: str) -> None:
+    net, clamps = chain()
+    sim, optimizer = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine), optim.SGD(net.parameters(), lr=0.1)
+    weights = [net.edges[name].module.weight for name in ("hidden1->hidden2", "hidden2->hidden3")]
+    weights[0].requires_grad_(False)
+    for frozen, learning in (weights, weights[::-1]):
+        before = frozen.clone(), learning.clone()
+        frozen.requires_grad_(False)
+        learning.requires_grad_(True)
+        sim.update(clamps, optimizer)
+        assert frozen.grad is None
+        assert torch.equal(frozen, before[0])
+        assert not torch.equal(learning, before[1])
+
+
+@pytest.mark.parametrize("engine", ["reference", "batched"])
+def test_looking_at_gradients_leaves_those_that_wait_for_a_step(engine: str) -> None:
+    net, clamps = chain()
+    sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine)
+    sim.infer(clamps)
+    sim.compute_gradients()
+    waiting = [parameter.grad.clone() for parameter in net.parameters()]
+    sim.infer({name: 2 * clamp for name, clamp in clamps.items()})
+    found = sim.gradients()
+    for parameter, grad in zip(net.parameters(), waiting, strict=True):
+        assert torch.equal(parameter.grad, grad)
+        assert not torch.equal(found[parameter], grad)
+
+
+@pytest.mark.parametrize("engine", ["reference", "batched"])
+def test_what_runs_in_inference_mode_learns_afterwards(engine: str) -> None:
+    net, clamps = chain()
+    sim, optimizer = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine), optim.SGD(net.parameters(), lr=0.1)
+    with torch.inference_mode():
+        sim.infer({name: clamp.clone() for name, clamp in clamps.items()})
+        predicted = sim.predict({"input": clamps["input"]})["output"]
+    assert not any(tensor.is_inference() for tensor in (predicted, *net.parameters()))
+    before = [parameter.clone() for parameter in net.parameters()]
+    sim.update(clamps, optimizer)
+    assert not all(torch.equal(*pair) for pair in zip(before, net.parameters(), strict=True))
+
+
+class Viewing(nn.Module):
+    """What many a user's own module does."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value.view(value.size(0), -1)
+
+
+@pytest.mark.parametrize("engine", ["reference", "batched"])
+def test_modules_of_the_users_own_see_contiguous_images(engine: str) -> None:
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    net.add_node("image", (2, 6, 6))
+    net.add_node("conv", (3, 6, 6))
+    net.add_node("output", (4,))
+    net.add_edge("image", "conv", nn.Conv2d(2, 3, 3, padding=1))
+    net.add_edge("conv", "output", nn.Sequential(Viewing(), nn.Linear(108, 4)))
+    sim = pcsim.Simulator(net, pcsim.Relaxation(4, 0.1), engine=engine)
+    image = torch.randn(5, 2, 6, 6)
+    sim.update({"image": image, "output": torch.randn(5, 4)}, optim.SGD(net.parameters(), lr=0.1))
+    predicted = sim.predict({"image": image})
+    torch.testing.assert_close(predicted["output"], net.edges["conv->output"].module(predicted["conv"]).detach())
+
+
+@pytest.mark.parametrize("engine", ["reference", "batched"])
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda sim: pickle.loads(pickle.dumps(sim))], ids=["copy", "pickle"])
+def test_a_simulator_that_has_run_can_be_copied(engine: str, how: Callable[[object], pcsim.Simulator]) -> None:
+    net, clamps = chain()
+    sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine)
+    sim.update(clamps, optim.SGD(net.parameters(), lr=0.1))
+    twin = how(sim)
+    for each in (sim, twin):
+        each.update(clamps, optim.SGD(each.network.parameters(), lr=0.1))
+    for one, other in zip(net.parameters(), twin.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+        assert one is not other
 
 
 class TestRoundedMessages:

@@ -347,6 +347,37 @@ def test_a_single_sample_has_no_spread(engine: str) -> None:
 
 
 @ENGINES
+def test_backprop_that_diverges_says_so(engine: str) -> None:
+    net = chain()
+    sim = pcsim.Simulator(net, rule=pcsim.Backprop(), engine=engine)
+    with torch.no_grad():
+        net.edges["n0->n1"].module.weight.fill_(torch.nan)
+    before = [parameter.clone() for parameter in net.parameters()]
+    with pytest.raises(DivergenceError, match="node 'n3' is NaN or infinite after the forward pass"):
+        sim.update(batch(), optim.SGD(net.parameters(), lr=0.1))
+    for pair in zip(before, net.parameters(), strict=True):
+        torch.testing.assert_close(*pair, equal_nan=True)
+
+
+@ENGINES
+def test_a_rule_that_changes_after_the_relaxation(engine: str) -> None:
+    sim = pcsim.Simulator(chain(), engine=engine)
+    sim.infer(batch())
+    sim.rule = pcsim.ForwardUpdate()
+    with pytest.raises(StateError, match="the rule is ForwardUpdate since the network was relaxed; infer again"):
+        sim.compute_gradients()
+
+
+def test_energies_of_one_simulator_of_two() -> None:
+    net = chain()
+    one, other = pcsim.Simulator(net), pcsim.Simulator(net)
+    one.infer(batch())
+    before = one.energy()
+    other.infer({name: clamp[:2] * 3 for name, clamp in batch().items()})
+    assert all(torch.equal(before[name], energy) for name, energy in one.energy().items())
+
+
+@ENGINES
 def test_modules_of_several_dtypes(engine: str) -> None:
     net = chain(2)
     net.add_node("out", (2,))

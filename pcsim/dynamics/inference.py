@@ -77,7 +77,7 @@ class Relaxation:
         return not self.momentum and type(self).displacement is Relaxation.displacement
 
     def displacement(self, descent: Tensor, velocity: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """How far a value moves, and its new momentum.
+        """How far a value moves, and its new momentum; where the descent is zero and has been, it stays.
 
         Args:
             descent: −∂F_t/∂v, (batch, *shape).

@@ -81,8 +81,14 @@ class BatchedEngine(Engine):
         self._latest: tuple[State, Program] | None = None
         self._versions: list[int] = []
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without programs, which are compiled anew where they are needed."""
+        return {**self.__dict__, "_programs": {}, "_latest": None, "kept": None}
+
     def forward(self, problem: Problem) -> State:
         """Values after the feed-forward start alone (SPEC §2, Start)."""
+        if not problem.snapshot.standard:
+            return self._reference.forward(problem)  # a module of the user's own may want them contiguous
         # Laid out channels last, images stay so from module to module, and pooling them is several times faster.
         images = {
             name: attrs.evolve(clamp, value=clamp.value.contiguous(memory_format=torch.channels_last))
@@ -147,7 +153,7 @@ class BatchedEngine(Engine):
 
     def update_statistics(self, state: State) -> None:
         """Let normalising modules take the batch into their running statistics (Eq. 6)."""
-        if self._latest is None or self._latest[0] is not state:
+        if self._latest is None or self._latest[0] is not state or self._versions != _versions(state.problem):
             self._reference.update_statistics(state)
             return
         with torch.no_grad():
@@ -186,10 +192,13 @@ class BatchedEngine(Engine):
         return divergence(problem, program.lost(), steps - 1 if steps else None)
 
 
-def _addresses(problem: Problem) -> list[int]:
-    return [*map(Tensor.data_ptr, problem.snapshot.parameters)]
+def _addresses(problem: Problem) -> list[tuple[int, bool]]:
+    """Where each parameter is, and whether it learns."""
+    parameters = problem.snapshot.parameters
+    return [*zip(map(Tensor.data_ptr, parameters), map(_learns, parameters), strict=True)]
 
 
+_learns = attrgetter("requires_grad")
 _version = attrgetter("_version")
 
 

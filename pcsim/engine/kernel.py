@@ -125,8 +125,9 @@ class Autograd(Kernel[nn.Module]):
     def forward(self, module: nn.Module, weights: Weights, value: Tensor, out: Tensor | None, saved: Saved) -> Tensor:
         """The module's output, detached; the graph goes to ``saved``."""
         with torch.enable_grad():
-            # A copy, since latents move in place while the graph still needs the value they had.
-            saved["value"] = value.clone().requires_grad_()
+            # A copy, since latents move in place while the graph still needs the value they had; contiguous, since a
+            # module of the user's own may view it.
+            saved["value"] = value.clone(memory_format=torch.contiguous_format).requires_grad_()
             saved["output"] = self._call(saved["value"])
         return saved["output"].detach()
 

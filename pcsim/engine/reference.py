@@ -75,7 +75,12 @@ class ReferenceEngine(Engine):
     def update_statistics(self, state: State) -> None:
         """Let normalising modules take the batch into their running statistics (Eq. 6)."""
         problem = state.problem
-        activity = state.forward_value if problem.rule.at_forward else state.value
+        activity = state.forward_value
+        if not problem.rule.at_forward:
+            # Evaluated anew: values of deterministic nodes follow from the others', and from weights that may move.
+            scales = problem.scales(state.last_step)
+            with torch.no_grad(), frozen_statistics(problem.snapshot.normalising):
+                activity = evaluate(problem, state.value, state.value, scales).activity
         with torch.no_grad():
             for name, node in problem.network.nodes.items():
                 if node.predicted:

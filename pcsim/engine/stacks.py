@@ -20,7 +20,7 @@ from pcsim.engine.kernel import Gain, Kernel, kernel_for
 from pcsim.engine.kernels import Identity
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Gaussian
-from pcsim.graph.evaluation import probe
+from pcsim.graph.evaluation import probe, tensor_options
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node, Sum
 
@@ -73,6 +73,8 @@ class Part:
     def add(self, tensor: Tensor, factor: float) -> None:
         """Add factor · tensor; rows that occur twice are added to twice."""
         if self.out is None:
+            if tensor.untyped_storage().data_ptr() == self._stack.untyped_storage().data_ptr():
+                tensor = tensor.clone()  # what an identity contributes may be other rows of this very stack
             self._stack.index_add_(0, self._rows, tensor, alpha=factor)  # type: ignore[arg-type]
         else:
             self.out.add_(tensor, alpha=factor)
@@ -101,7 +103,12 @@ Link: TypeAlias = tuple[Kernel[Any], nn.Module]
 
 
 def chain_of(module: nn.Module, shape: tuple[int, ...]) -> list[Link] | None:
-    """A module as a chain of kernels; None if one of its parts has none."""
+    """A module as a chain of kernels; None if one of its parts has none, or shares a parameter with another.
+
+    Each link writes the gradients of its parameters, so that only autograd adds up those of several.
+    """
+    if len({*module.parameters()}) < len([*module.named_parameters(remove_duplicate=False)]):
+        return None
     if type(module) is not nn.Sequential or module._forward_hooks or module._forward_pre_hooks:
         kernel = kernel_for(module, shape)
         if kernel is None:
@@ -114,8 +121,8 @@ def chain_of(module: nn.Module, shape: tuple[int, ...]) -> list[Link] | None:
             return None
         chain += links
         if child is not module[-1] and links:
-            weight = next(child.parameters(), None)
-            value = torch.zeros(2, *shape) if weight is None else weight.new_zeros(2, *shape)
+            dtype, device = tensor_options(child, module)
+            value = torch.zeros(2, *shape, dtype=dtype, device=device)
             shape = tuple(probe(child, [value])[0].shape[1:])
     return chain
 

@@ -83,6 +83,8 @@ class Snapshot:
         """All parameters, each once."""
         self.normalising = [child for child in children if child._buffers.get("running_mean") is not None]
         """Modules with running statistics."""
+        self.standard = all(type(child).__module__.partition(".")[0] in ("torch", "pcsim") for child in children)
+        """Whether all modules are of torch or pcsim, which take tensors of any layout in memory."""
         self._owners: list[dict[str, Any]] = [o for c in children for o in (c._parameters, c._modules)]
         self._held = self._members()
         self._identities = [*map(id, self._held)]
