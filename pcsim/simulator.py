@@ -251,7 +251,7 @@ class Simulator:
                 "give one that steps from gradients, such as SGD or AdamW"
             )
         own = {id(parameter) for parameter in self.network.parameters()}
-        if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        if own and not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
             raise SettingError(
                 f"optimizer: {type(optimizer).__name__} holds no parameter of this network, so nothing would learn; "
                 "make it of network.parameters()"

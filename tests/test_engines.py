@@ -681,6 +681,27 @@ def test_freezing_between_runs_is_noticed(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["reference", "batched"])
+def test_gains_and_weights_that_are_set_anew_hold_from_the_next_run_on(engine: str) -> None:
+    net, clamps = chain()
+    sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine)
+    sim.infer(clamps)
+    net.edges["hidden1->hidden2"].gain = 0.5
+    net["hidden2"].weight = 3.0
+    with pytest.raises(pcsim.errors.StateError, match="changed after it was relaxed"):
+        sim.gradients()
+    sim.infer(clamps)
+    found = {name: node.value.clone() for name, node in net.nodes.items()}
+    twin, _ = chain()
+    twin.edges["hidden1->hidden2"].gain, twin["hidden2"].weight = 0.5, 3.0
+    pcsim.Simulator(twin, sim.relaxation, engine="reference").infer(clamps)
+    for name, node in twin.nodes.items():
+        torch.testing.assert_close(found[name], node.value)
+    for part, setting in ((net["hidden2"], "weight"), (net.edges["hidden1->hidden2"], "gain")):
+        with pytest.raises(pcsim.errors.GraphError, match=f"{setting} nan given"):
+            setattr(part, setting, math.nan)
+
+
+@pytest.mark.parametrize("engine", ["reference", "batched"])
 def test_looking_at_gradients_leaves_those_that_wait_for_a_step(engine: str) -> None:
     net, clamps = chain()
     sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine)

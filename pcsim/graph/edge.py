@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from pcsim.errors import StateError
+from pcsim.errors import GraphError, StateError
 from pcsim.graph.evaluation import held_draw
 
 if TYPE_CHECKING:
@@ -42,6 +43,18 @@ class Edge(nn.Module):
         self.gain = gain
         self.contribution_shape = contribution_shape
         self.stochastic = stochastic
+
+    @property
+    def gain(self) -> float:
+        """The fixed factor on what the module gives; one that is set anew holds from the next run on."""
+        return self._gain
+
+    @gain.setter
+    def gain(self, gain: float) -> None:
+        if not (isinstance(gain, int | float) and math.isfinite(gain)):
+            raise GraphError(f"edge {self.name!r}: gain {gain!r} given, expected a finite number")
+        self._gain = float(gain)
+        self.network.revision += 1
 
     @property
     def network(self) -> Network:

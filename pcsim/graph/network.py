@@ -154,8 +154,6 @@ class Network(nn.Module):
         """
         start, end = self._resolve(source), self._resolve(target)
         edge_name = self._edge_name(start, end, name)
-        if not (isinstance(gain, int | float) and abs(gain) < float("inf")):
-            raise GraphError(f"edge {edge_name!r}: gain {gain!r} given, expected a finite number")
         if end.prior is not None:
             raise GraphError(
                 f"edge {edge_name!r}: node {end.name!r} has a prior, which stands where no edge predicts a node; "
@@ -171,7 +169,7 @@ class Network(nn.Module):
         contribution, stochastic = self._probe_edge(edge_name, start, end, module)
         node_stochastic = self._check_prediction(edge_name, end, contribution)
         shape = tuple(contribution.shape[1:])
-        edge = Edge(self, edge_name, start.name, end.name, module, float(gain), shape, stochastic)
+        edge = Edge(self, edge_name, start.name, end.name, module, gain, shape, stochastic)
         end.stochastic = end.stochastic or node_stochastic
         self.edge[edge_name] = edge
         self._edges[edge_name] = edge

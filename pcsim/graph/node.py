@@ -127,9 +127,7 @@ class Node(nn.Module):
         self.energy_function = Gaussian() if energy is None else energy
         self.deterministic = deterministic
         self.stochastic = False
-        if not isinstance(weight, int | float) or not (weight >= 0 and math.isfinite(weight)):
-            raise GraphError(f"node {name!r}: weight {weight!r} given, expected a finite number of at least 0")
-        self.weight = float(weight)
+        self.weight = weight
         self._set_precision(precision)
         self._set_prior(prior)
 
@@ -181,6 +179,18 @@ class Node(nn.Module):
         else:
             del self.prior
             self.register_buffer("prior", tensor.detach().clone())
+
+    @property
+    def weight(self) -> float:
+        """w_n, the fixed factor on the energy; one that is set anew holds from the next run on."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, weight: float) -> None:
+        if not isinstance(weight, int | float) or not (weight >= 0 and math.isfinite(weight)):
+            raise GraphError(f"node {self.name!r}: weight {weight!r} given, expected a finite number of at least 0")
+        self._weight = float(weight)
+        self.network.revision += 1
 
     @property
     def network(self) -> Network:
