@@ -82,7 +82,7 @@ def update_similarity(simulator: Simulator, clamps: Clamps) -> dict[str, float]:
     """
     if simulator.rule.every_step:
         raise StateError(
-            f"update_similarity: {type(simulator.rule).__name__} given, which learns during the relaxation; compare a "
+            f"update_similarity: {type(simulator.rule).__name__} learns at every inference step; compare a "
             "rule that learns after it"
         )
     network, random = simulator.network, torch.get_rng_state()
