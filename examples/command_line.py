@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+import pcsim
 
 
 def number(kind: type[int] | type[float], least: float, most: float = math.inf, *, but: float | None = None) -> Any:
@@ -45,3 +49,12 @@ def file(text: str) -> Path:
     if path.is_dir() or not os.access(next(up for up in path.absolute().parents if up.exists()), os.W_OK):
         raise argparse.ArgumentTypeError(f"{path} given, expected a file in a folder that can be written")
     return path
+
+
+@contextmanager
+def told_in_a_line(script: str) -> Iterator[None]:
+    """An error of pcsim's ends the script with its message, without a traceback."""
+    try:
+        yield
+    except pcsim.PCError as error:
+        raise SystemExit(f"{script}: {error}") from error

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from command_line import file, number
+from command_line import file, number, told_in_a_line
 from torch import Tensor
 
 import pcsim
@@ -73,10 +73,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Relax, tell, and draw."""
     options = parsed(arguments)
-    try:
+    with told_in_a_line("energy_imbalance.py"):
         clamps = batch(options)
-    except pcsim.PCError as error:
-        raise SystemExit(f"energy_imbalance.py: {error}") from error
     traces, similarities = {}, {}
     for method in METHODS:
         sim = simulator(method, clamps["input"].shape[1:], options)

@@ -20,7 +20,7 @@ from typing import Any
 
 import attrs
 import torch
-from command_line import file, number
+from command_line import file, number, told_in_a_line
 from torch.optim import AdamW
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
@@ -135,10 +135,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train everything that is asked for, and show it as it comes."""
     options = parsed(arguments)
-    try:
+    with told_in_a_line("hundred_layers.py"):
         training, test = load(options)
-    except pcsim.PCError as error:
-        raise SystemExit(f"hundred_layers.py: {error}") from error
     parts = training.take(min(options.images or len(training), len(training))), test
     print(f"{len(parts[0])} training and {len(parts[1])} test images of {options.data}, {options.epochs} epochs")
     print("levels  method          test accuracy  seconds per epoch")

@@ -24,7 +24,7 @@ from typing import Any
 
 import attrs
 import torch
-from command_line import device, file, number
+from command_line import device, file, number, told_in_a_line
 from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
@@ -320,10 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    try:
+    with told_in_a_line("train_images.py"):
         run(options)
-    except pcsim.PCError as error:
-        raise SystemExit(f"train_images.py: {error}") from error
 
 
 def run(options: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ from pcsim.engine.reference import ReferenceEngine
 from pcsim.errors import ClampError, SettingError, StateError
 from pcsim.graph.clamping import Clamping
 from pcsim.graph.network import Network, listed
-from pcsim.graph.node import Node
+from pcsim.graph.node import Node, instead_of
 from pcsim.trace import Trace
 
 Given = Tensor | tuple[Tensor, Tensor]
@@ -452,7 +452,6 @@ class Simulator:
 
 def _check_kind(argument: str, given: object, kind: type) -> None:
     if not isinstance(given, kind):
-        made = isinstance(given, type) and issubclass(given, kind)
-        mend = f"; write {given.__name__}() with its arguments" if made else ""  # type: ignore[attr-defined]
         shown = given.__name__ if isinstance(given, type) else type(given).__name__
-        raise SettingError(f"{argument}: {shown} given, expected an instance of {kind.__name__}{mend}")
+        mend = instead_of(given, kind, f"pass a {kind.__name__}")
+        raise SettingError(f"{argument}: {shown} given, expected an instance of {kind.__name__}; {mend}")

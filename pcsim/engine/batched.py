@@ -142,10 +142,10 @@ class BatchedEngine(Engine):
 
     def gradients(self, state: State) -> Gradients:
         """Gradients of the problem's learning rule at a relaxed state (SPEC §4)."""
-        if self._latest is None or self._latest[0] is not state or self._versions != _versions(state.problem):
-            # Its scratch tensors have been overwritten since, by a run that failed, or are of weights that changed.
+        program = self._program_of(state)
+        if program is None:
             return self._reference.gradients(state)
-        operations, gradients = self._latest[1].learning(state.steps)
+        operations, gradients = program.learning(state.steps)
         with torch.no_grad(), frozen_statistics(state.problem.snapshot.normalising):
             for operation in operations:
                 operation()
@@ -153,11 +153,21 @@ class BatchedEngine(Engine):
 
     def update_statistics(self, state: State) -> None:
         """Let normalising modules take the batch into their running statistics (Eq. 6)."""
-        if self._latest is None or self._latest[0] is not state or self._versions != _versions(state.problem):
+        program = self._program_of(state)
+        if program is None:
             self._reference.update_statistics(state)
             return
         with torch.no_grad():
-            self._latest[1].update_statistics(state.steps)
+            program.update_statistics(state.steps)
+
+    def _program_of(self, state: State) -> Program | None:
+        """The program that left the state, while its scratch tensors are those of the state.
+
+        They are not once another run has overwritten them, even one that failed, or a weight has changed.
+        """
+        if self._latest is None or self._latest[0] is not state or self._versions != _versions(state.problem):
+            return None
+        return self._latest[1]
 
     def _program(self, problem: Problem, *, teaching: bool) -> Program:
         """The program of a problem, made when it is first needed.

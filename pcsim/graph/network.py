@@ -16,7 +16,7 @@ from pcsim.graph.energy import Energy, LearnedPrecision
 from pcsim.graph.evaluation import Snapshot, probe, tensor_options
 from pcsim.graph.levels import levels_to
 from pcsim.graph.network_html import network_html
-from pcsim.graph.node import Node, StateReader, Sum
+from pcsim.graph.node import Node, StateReader, Sum, instead_of
 from pcsim.graph.table import network_table
 
 PROBE_BATCH = 2
@@ -451,8 +451,7 @@ def listed(names: Mapping[str, object], most: int = 12) -> str:
 def _check_module(argument: str, given: object) -> None:
     if given is None or isinstance(given, nn.Module):
         return
-    made = isinstance(given, type) and issubclass(given, nn.Module)
-    mend = f"write {given.__name__}() with its arguments" if made else "wrap a function in a module"  # type: ignore[attr-defined]
+    mend = instead_of(given, nn.Module, "wrap a function in a module")
     raise GraphError(f"{argument} {given!r} given, expected an instance of nn.Module; {mend}")
 
 

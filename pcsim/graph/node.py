@@ -121,8 +121,7 @@ class Node(nn.Module):
         self.transfer = nn.Identity() if transfer is None else transfer
         self.combine = Sum() if combine is None else combine
         if energy is not None and not isinstance(energy, Energy):
-            made = isinstance(energy, type) and issubclass(energy, Energy)
-            mend = f"write {energy.__name__}()" if made else "write Gaussian(), CrossEntropy(), or one of your own"
+            mend = instead_of(energy, Energy, "write Gaussian(), CrossEntropy(), or one of your own")
             raise GraphError(f"node {name!r}: energy {energy!r} given, expected an instance of Energy; {mend}")
         self.energy_function = Gaussian() if energy is None else energy
         self.deterministic = deterministic
@@ -291,3 +290,10 @@ class Node(nn.Module):
     def __repr__(self) -> str:
         kind = "deterministic" if self.deterministic else "latent"
         return f"Node({self.name!r}, shape={self.shape}, {kind})"
+
+
+def instead_of(given: object, kind: type, otherwise: str) -> str:
+    """What to do where an instance of ``kind`` is expected: make one of the class that was given, or ``otherwise``."""
+    if isinstance(given, type) and issubclass(given, kind):
+        return f"write {given.__name__}() with its arguments"
+    return otherwise
