@@ -7,16 +7,17 @@ from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import Backprop, ForwardUpdate, IncrementalUpdate, LearningRule, SettledUpdate
 from pcsim.dynamics.nudging import Nudging
 from pcsim.dynamics.precision import Constant, Decaying, PrecisionSchedule, Spiking
-from pcsim.engine.batched import BatchedEngine
+from pcsim.engine.batched.engine import BatchedEngine
 from pcsim.engine.engine import Engine
-from pcsim.engine.kernel import Kernel
-from pcsim.engine.kernel import register as register_kernel
+from pcsim.engine.kernels.kernel import Call, Kernel
+from pcsim.engine.kernels.kernel import register as register_kernel
 from pcsim.engine.reference import ReferenceEngine
-from pcsim.errors import PCError, PCWarning, PrecisionWarning
+from pcsim.errors import EnergyWarning, PCError, PCWarning, PrecisionWarning
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import CrossEntropy, Energy, Gaussian, LearnedPrecision
 from pcsim.graph.network import Network
-from pcsim.graph.node import Concatenate, Node, Product, Sum
+from pcsim.graph.combining import Concatenate, Product, Sum
+from pcsim.graph.node import Node
 from pcsim.graph.rewrite import balance_paths, is_auxiliary
 from pcsim.metrics import Accuracy, ErrorByLevel, Metric, RelaxedEnergy
 from pcsim.saving import load_network, register_module, save_network
@@ -30,6 +31,7 @@ __all__ = [
     "Backprop",
     "BatchRecord",
     "BatchedEngine",
+    "Call",
     "Callback",
     "Checkpoint",
     "Concatenate",
@@ -39,6 +41,7 @@ __all__ = [
     "EarlyStopping",
     "Edge",
     "Energy",
+    "EnergyWarning",
     "Engine",
     "EpochRecord",
     "ErrorByLevel",

@@ -29,9 +29,10 @@ from torch.nn.parameter import is_lazy
 from pcsim.errors import ClampError, GraphError
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Energy
-from pcsim.graph.evaluation import probe, tensor_options
+from pcsim.graph.probing import probe, tensor_options
 from pcsim.graph.levels import simple_graph
-from pcsim.graph.network import PROBE_BATCH, Network
+from pcsim.graph.checks import PROBE_BATCH
+from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 
 Kinds = tuple[type[nn.Module], ...]
@@ -225,7 +226,7 @@ def _shapes(layers: Sequence[_Layer], shape: tuple[int, ...], in_place: Kinds) -
         version = value._version
         given = f"(batch, {', '.join(map(str, value.shape[1:]))})"
         try:
-            output, _ = probe(layer.module, [value])
+            output = probe(layer.module, [value])
         except Exception as problem:
             raise GraphError(
                 f"from_sequential: {layer} does not accept {given}, which input_shape {shape} leads to: {problem}; "

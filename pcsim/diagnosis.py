@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from pcsim.dynamics.learning import Backprop
-from pcsim.engine.engine import Gradients
+from pcsim.engine.problem import Gradients
 from pcsim.errors import SettingError, StateError
 from pcsim.graph.edge import Edge
-from pcsim.simulator import Clamps, Simulator
+from pcsim.clamps import Clamps
+from pcsim.simulator import Simulator
 from pcsim.trace import Trace
 
 

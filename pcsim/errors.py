@@ -5,6 +5,8 @@ A message names the node or edge, what was given, what was expected, and what to
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 
 class PCError(RuntimeError):
     """Base of every error that pcsim raises."""
@@ -12,6 +14,13 @@ class PCError(RuntimeError):
 
 class GraphError(PCError):
     """The network cannot be built as asked: names, shapes, cycles of deterministic nodes."""
+
+
+class UnknownNameError(GraphError, KeyError):
+    """A node or edge of that name is not in the network."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ClampError(PCError):
@@ -44,3 +53,26 @@ class PCWarning(UserWarning):
 
 class PrecisionWarning(PCWarning):
     """A precision schedule leaves nodes without what the user probably expects of it."""
+
+
+class EnergyWarning(PCWarning):
+    """An energy stands where it has no minimum, so that a relaxation drifts."""
+
+
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """The first of some names, quoted, for a message."""
+    known = list(names)
+    shown = ", ".join(map(repr, known[:most]))
+    return f"{shown}, ... ({len(known)} in all)" if len(known) > most else shown or "none yet"
+
+
+def instead_of(given: object, kind: type, otherwise: str) -> str:
+    """What to do where an instance of ``kind`` is expected: make one of the class that was given, or ``otherwise``."""
+    if isinstance(given, type) and issubclass(given, kind):
+        return f"write {given.__name__}() with its arguments"
+    return otherwise
+
+
+def sizes(shape: Sequence[int]) -> str:
+    """A shape's sizes, for a message."""
+    return ", ".join(str(size) for size in shape)

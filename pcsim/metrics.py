@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pcsim.errors import SettingError
-from pcsim.graph.energy import sample_norm
 from pcsim.graph.network import Network
 from pcsim.trace import Trace
 
@@ -68,7 +67,7 @@ class RelaxedEnergy(Metric):
     def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
         """{"energy": 0-d}, in training at the weights after the update."""
         nodes = outcome.network.nodes.values()
-        return {"energy": torch.stack([node.weight * node.energy.mean() for node in nodes]).sum()}
+        return {"energy": torch.stack([node.energy_weight * node.energy.mean() for node in nodes]).sum()}
 
 
 @attrs.frozen
@@ -83,7 +82,7 @@ class ErrorByLevel(Metric):
         norms: dict[int, list[Tensor]] = {}
         for name in outcome.trace.nodes:
             if name in outcome.trace.levels:
-                norm = sample_norm(outcome.network[name].error).mean()
+                norm = torch.linalg.vector_norm(outcome.network[name].error.flatten(1), dim=1).mean()
                 norms.setdefault(outcome.trace.levels[name], []).append(norm)
         return {f"error_level_{level}": torch.stack(norms[level]).mean() for level in sorted(norms)}
 

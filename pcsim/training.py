@@ -25,7 +25,8 @@ from pcsim.errors import DivergenceError, FileError, SettingError
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.metrics import Accuracy, Metric, Outcome, RelaxedEnergy, RunningMeans, measure_all
-from pcsim.simulator import Clamps, Given, Simulator
+from pcsim.clamps import Clamps, Given
+from pcsim.simulator import Simulator
 from pcsim.trace import Trace
 
 SECONDS_BETWEEN_DISPLAYS = 0.2

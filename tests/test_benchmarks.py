@@ -81,13 +81,13 @@ def test_the_floor_has_as_many_products_as_the_plan(variant: str, steps: int) ->
     precision = pcsim.Constant() if how.alpha is None else pcsim.Spiking(alpha=how.alpha)
     simulator = pcsim.Simulator(network, pcsim.Relaxation(steps, 0.1, precision=precision), simulated.RULES[how.rule]())
     simulator.infer(clamps)
-    plan = pcsim.engine.plan.Plan(simulator.plan.problem, teaching=how.rule == "incremental")
+    plan = simulator.plan
     phases = [plan.phases[position] for position in plan.sequence]
     phases += [] if how.rule == "incremental" else [plan.learning()]
     planned = Counter(forward=len(network.edges))
     for phase in phases:
         planned.update(forward=int(phase.refresh.sum()), message=int(phase.message.sum()))
-        planned.update(weight=int(phase.teach[plan.wiring.target].sum()))
+        planned.update(weight=int(phase.learn[plan.wiring.target].sum()))
     needed = Counter(kind for kind, _ in module("floor").needed_products(6, steps, how))
     assert needed == planned
 

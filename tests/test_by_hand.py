@@ -88,10 +88,10 @@ def test_two_steps_of_incremental_learning(engine: str) -> None:
     simulator.update({"x": one(2.0), "y": one(4.0)}, recorder)
     first, second = recorder.gradients
     error = 4.0 - 3.01 * 1.3
-    assert first["edge.x->h.module.weight"] is None
-    assert first["edge.h->y.module.weight"] == pytest.approx(-1.0, abs=1e-14)
-    assert second["edge.x->h.module.weight"] == pytest.approx(-0.3 * 2.0, abs=1e-14)
-    assert second["edge.h->y.module.weight"] == pytest.approx(-error * 1.3, abs=1e-14)
+    assert first["edges.x->h.module.weight"] is None
+    assert first["edges.h->y.module.weight"] == pytest.approx(-1.0, abs=1e-14)
+    assert second["edges.x->h.module.weight"] == pytest.approx(-0.3 * 2.0, abs=1e-14)
+    assert second["edges.h->y.module.weight"] == pytest.approx(-error * 1.3, abs=1e-14)
     assert net["h"].value.item() == pytest.approx(1.3 + 0.1 * (3.01 * error - 0.3), abs=1e-14)
     assert net.edges["x->h"].module.weight.item() == pytest.approx(0.5 + 0.01 * 0.6, abs=1e-14)
 
@@ -101,7 +101,7 @@ def test_weight_gain_and_precision_in_inference_and_learning(engine: str) -> Non
     # π w ε = 5 · ½ · ε moves the values; only w ε teaches the weights. The gain is part of the prediction.
     net = pcsim.Network()
     net.add_node("x", (2,), prior=0.0)
-    net.add_node("y", (3,), precision=5.0, weight=0.5)
+    net.add_node("y", (3,), precision=5.0, energy_weight=0.5)
     edge = net.add_edge("x", "y", nn.Linear(2, 3, bias=False), gain=2.0)
     net.double()
     weight, target = edge.module.weight, normal(4, 3)
@@ -299,7 +299,7 @@ def test_free_energy_holds_the_weighted_normaliser_of_a_learned_precision(engine
     # 1.5 · (2 · ½ · (0.25 + 4) − ½ · 2 · log 2), one sample of two units.
     net = pcsim.Network()
     net.add_node("x", (2,))
-    net.add_node("y", (2,), precision=pcsim.LearnedPrecision(initial=2.0), weight=1.5)
+    net.add_node("y", (2,), precision=pcsim.LearnedPrecision(initial=2.0), energy_weight=1.5)
     net.add_edge("x", "y")
     net.double()
     clamps = {"x": torch.zeros(1, 2).double(), "y": torch.tensor([[0.5, -2.0]]).double()}

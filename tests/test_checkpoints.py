@@ -92,7 +92,7 @@ def test_a_checkpoint_of_another_trainer_changes_nothing(tmp_path: Path, part: s
         other = Trainer(other.simulator, optimizer, callbacks=[EarlyStopping(), Checkpoint(path)])
     before = state(other)
     expected = (
-        "node.first.* and .* here; give the file"
+        "nodes.first.* and .* here; give the file"
         if part == "network"
         else f"was written with the {part} .*, and here it is .*"
     )

@@ -155,7 +155,7 @@ def assemble(net: pcsim.Network) -> System:
     for name, node in net.nodes.items():
         if node.incoming or node.prior is not None:
             matrix[place[name], place[name]] = np.eye(node.shape[0])
-            scale[place[name]] = node.weight * np.broadcast_to(np.asarray(node.given_precision), node.shape)
+            scale[place[name]] = node.energy_weight * np.broadcast_to(np.asarray(node.own_precision), node.shape)
         if node.prior is not None:
             offset[place[name]] = node.prior.numpy()
     for edge in net.edges.values():
@@ -216,10 +216,10 @@ def linear_skip() -> tuple[pcsim.Network, Clamps]:
     """Skips, a parallel edge, an identity, gains, weights and precisions."""
     net = pcsim.Network()
     net.add_node("x", (3,))
-    net.add_node("a", (4,), weight=1.7)
+    net.add_node("a", (4,), energy_weight=1.7)
     net.add_node("b", (4,), precision=torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64))
-    net.add_node("c", (4,), precision=0.6, weight=2.0)
-    net.add_node("y", (3,), precision=torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64), weight=0.5)
+    net.add_node("c", (4,), precision=0.6, energy_weight=2.0)
+    net.add_node("y", (3,), precision=torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64), energy_weight=0.5)
     add(net, "x", "a")
     add(net, "a", "b", gain=-1.3)
     net.add_edge("a", "c", gain=0.7)
@@ -257,7 +257,7 @@ def linear_prior() -> tuple[pcsim.Network, Clamps]:
     net = pcsim.Network()
     precision = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
     net.add_node("p", (3,), prior=torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), precision=precision)
-    net.add_node("q", (2,), prior=0.7, weight=0.8)
+    net.add_node("q", (2,), prior=0.7, energy_weight=0.8)
     net.add_node("r", (2,))
     net.add_node("h", (4,))
     net.add_node("y", (5,))
@@ -346,7 +346,7 @@ def delay_line(length: int, weight: float) -> pcsim.Network:
     net = pcsim.Network()
     previous = net.add_node("x", (2,))
     for level in range(length, 0, -1):
-        node = net.add_node(f"n{level}", (2,), weight=weight)
+        node = net.add_node(f"n{level}", (2,), energy_weight=weight)
         net.add_edge(previous, node)
         previous = node
     net.add_edge(previous, net.add_node("y", (2,)))
@@ -540,7 +540,7 @@ def test_energies_in_a_network_by_hand(engine: str, energy: pcsim.Energy, slope:
     """A user's energy at the hidden node, cross-entropy at the output: latents and gradients after three steps."""
     net = pcsim.Network()
     net.add_node("x", (3,))
-    net.add_node("h", (4,), energy=energy, weight=1.5)
+    net.add_node("h", (4,), energy=energy, energy_weight=1.5)
     net.add_node("y", (3,), energy=pcsim.CrossEntropy(), precision=0.8)
     add(net, "x", "h")
     add(net, "h", "y")
@@ -574,7 +574,7 @@ def test_learned_precision_rests_at_the_inverse_mean_squared_error(
 ) -> None:
     net = pcsim.Network()
     net.add_node("x", (3,))
-    node = net.add_node("y", (4,), precision=pcsim.LearnedPrecision(2.0, per_unit=per_unit), weight=0.5)
+    node = net.add_node("y", (4,), precision=pcsim.LearnedPrecision(2.0, per_unit=per_unit), energy_weight=0.5)
     add(net, "x", "y")
     net.double()
     x, y = draw(6, 3), draw(6, 4)
@@ -597,7 +597,7 @@ def test_learned_precision_rests_at_the_inverse_mean_squared_error(
 def test_recorded_energies_are_those_of_runs_of_each_length(engine: str) -> None:
     net = pcsim.Network()
     net.add_node("x", (3,))
-    net.add_node("a", (4,), transfer=nn.Tanh(), weight=1.3)
+    net.add_node("a", (4,), transfer=nn.Tanh(), energy_weight=1.3)
     net.add_node("b", (4,), transfer=nn.Tanh(), precision=pcsim.LearnedPrecision(1.6))
     net.add_node("y", (2,), precision=0.7)
     for source, target in (("x", "a"), ("a", "b"), ("b", "y")):

@@ -191,7 +191,7 @@ class TestFromSequential:
         model = conv().eval()
         model[4].train()
         net = from_sequential(model, input_shape=(2, 8, 8))
-        assert [name for name, node in net.nodes.items() if node.stochastic] == ["hidden1", "hidden3"]
+        assert [name for name, node in net.nodes.items() if node.draws] == ["hidden1", "hidden3"]
         assert [m.training for m in model] == [place == 4 for place in range(len(model))]
         assert not net.training
 
@@ -319,7 +319,7 @@ class TestToModule:
             torch.testing.assert_close(value, expected[name])
         head = to_module(net, inputs=["gate"], outputs=["first"])
         torch.testing.assert_close(head(expected["gate"]), expected["first"])
-        assert list(head.state_dict()) == ["edge.gate->first.module.weight", "edge.gate->first.module.bias"]
+        assert list(head.state_dict()) == ["edges.gate->first.module.weight", "edges.gate->first.module.bias"]
         joined = to_module(net, outputs=["joined"])
         torch.testing.assert_close(joined(x["left"], x["right"])[:, :3], 0.5 * x["left"])
 

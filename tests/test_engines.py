@@ -18,8 +18,8 @@ from torch import Tensor, nn, optim
 
 import pcsim
 from pcsim import verify
-from pcsim.engine.batched import BatchedEngine
-from pcsim.engine.plan import Plan
+from pcsim.engine.batched.engine import BatchedEngine
+from pcsim.engine.planning.plan import Plan
 
 EXAMPLES = 500
 everything = settings(
@@ -92,14 +92,15 @@ def trained(net: pcsim.Network, clamps: dict[str, Tensor], engine: str) -> list[
     return [parameter.detach().clone() for parameter in net.parameters()]
 
 
-class TestWeightsAreViews:
-    """Edges of one kind share a weight tensor, and nobody outside the engine has to know."""
+class TestWeightsStayWhereTheyAre:
+    """Edges of one kind are computed together, and nobody outside the engine notices."""
 
-    def test_stacked_weights_share_storage(self) -> None:
+    def test_weights_keep_their_storage(self) -> None:
         net, clamps = chain()
-        pcsim.Simulator(net).infer(clamps)
-        inner = [net.edges[name].module.weight for name in ("hidden1->hidden2", "hidden2->hidden3")]
-        assert inner[0].untyped_storage().data_ptr() == inner[1].untyped_storage().data_ptr()
+        before = [parameter.untyped_storage().data_ptr() for parameter in net.parameters()]
+        trained(net, clamps, "batched")
+        assert [parameter.untyped_storage().data_ptr() for parameter in net.parameters()] == before
+        assert len(set(before)) == len(before)
 
     def test_parameters_keep_their_identity(self) -> None:
         net, clamps = chain()
@@ -118,7 +119,7 @@ class TestWeightsAreViews:
         torch.testing.assert_close(net["hidden1"].value, oracle.network["hidden1"].value)
 
     @pytest.mark.parametrize("change", ["state_dict", "parameter", "module", "data", "double"])
-    def test_what_breaks_the_views_is_repaired(self, change: str) -> None:
+    def test_weights_that_change_between_runs_are_noticed(self, change: str) -> None:
         net, clamps = chain()
         twin = copy.deepcopy(net)
         pcsim.Simulator(net).infer(clamps)
@@ -227,7 +228,7 @@ class TestPlan:
         assert sum(phase.refresh.sum() for phase in phases) == 0
         assert sum(phase.message.sum() for phase in phases) == depth - 1
         assert sim.plan.learning().refresh.sum() == 0
-        assert sim.plan.learning().teach.sum() == depth
+        assert sim.plan.learning().learn.sum() == depth
 
     def test_constant_precision_halves_the_work_at_the_depth(self) -> None:
         depth = 40
@@ -256,12 +257,12 @@ class TestPlan:
         sim = pcsim.Simulator(net, pcsim.Relaxation(3, 0.5, precision=pcsim.Spiking(0.0)), pcsim.ForwardUpdate())
         sim.infer(clamps)
         text = str(sim.plan)
-        assert "stack of 2 latent 5, 2 edges into it: hidden1, hidden2" in text
+        assert "group of 2 latent 5, 2 edges into it: hidden1, hidden2" in str(sim.program)
         assert "step 1:" in text
         assert "move     hidden1, hidden2" in text
         assert "left out: " in text
 
-    def test_a_node_that_pushes_once_is_pulled_last_and_learns_from_that_push(self) -> None:
+    def test_a_node_that_is_active_once_learns_from_the_error_that_it_sent(self) -> None:
         depth, rate = 5, 0.3
         net, clamps = chain(depth)
         relaxation = pcsim.Relaxation(depth, rate, precision=pcsim.Spiking(alpha=0.0))
@@ -269,8 +270,7 @@ class TestPlan:
         sim.infer(clamps)
         hidden = [f"hidden{k}" for k in range(1, depth)]
         names = [node.name for node in sim.plan.wiring.nodes]
-        assert [name for name, last in zip(names, sim.plan.pulling_last(), strict=True) if last] == hidden
-        factors = dict(zip(names, sim.plan.lasting_errors().tolist(), strict=True))
+        factors = dict(zip(names, sim.plan.lasting_errors.tolist(), strict=True))
         assert [factors[name] for name in hidden] == pytest.approx([1 - rate] * (depth - 1))
         assert factors["output"] == 1.0
         assert math.isnan(factors["input"])
@@ -285,14 +285,13 @@ class TestPlan:
         ],
         ids=str,
     )
-    def test_what_pushes_again_or_moves_on_does_not(self, relaxation: pcsim.Relaxation) -> None:
+    def test_what_is_active_again_or_moves_on_does_not(self, relaxation: pcsim.Relaxation) -> None:
         net, clamps = chain(5)
         sim = pcsim.Simulator(net, relaxation, pcsim.ForwardUpdate())
         sim.infer(clamps)
-        assert not sim.plan.pulling_last().any()
-        assert all(map(math.isnan, sim.plan.lasting_errors()[:-1]))
+        assert all(map(math.isnan, sim.plan.lasting_errors[:-1]))
 
-    def test_two_targets_push_a_node_twice(self) -> None:
+    def test_two_targets_make_a_node_active_twice(self) -> None:
         net = pcsim.Network()
         x, h, near, far = (net.add_node(name, (2,)) for name in ("x", "h", "near", "far"))
         middle = net.add_node("middle", (2,))
@@ -436,7 +435,6 @@ def test_random_draws_are_held_through_a_batch(engine: str) -> None:
     torch.manual_seed(0)
     net = pcsim.topologies.mlp([6, 8, 8, 3])
     net.edges["hidden1->hidden2"].module = nn.Sequential(nn.Dropout(0.5), net.edges["hidden1->hidden2"].module)
-    net.edges["hidden1->hidden2"].stochastic = True
     sim = pcsim.Simulator(net, pcsim.Relaxation(30, 0.1), engine=engine)
     clamps = {"input": torch.randn(4, 6), "output": torch.randn(4, 3)}
     trace = sim.infer(clamps, record=True)
@@ -492,11 +490,11 @@ def test_a_user_s_kernel_is_used_and_right() -> None:
         stacks, reads = True, "nothing"
         calls = 0
 
-        def forward(self, module, weights, value, out, saved):
+        def forward(self, call, value, out=None):
             type(self).calls += 1
             return torch.mul(value, 2, out=out)
 
-        def message(self, module, weights, delta, value, output, out, saved):
+        def message(self, call, delta, value, output, out=None):
             return torch.mul(delta, 2, out=out)
 
     pcsim.register_kernel(Doubling, DoublingKernel())
@@ -537,14 +535,14 @@ class Gains(nn.Module):
 class GainsKernel(pcsim.Kernel[Gains]):
     stacks, reads, fills_out, elementwise = True, "nothing", True, True
 
-    def forward(self, module, weights, value, out, saved):
-        return torch.mul(value, weights[0], out=out)
+    def forward(self, call, value, out=None):
+        return torch.mul(value, call.weights["gains"], out=out)
 
-    def message(self, module, weights, delta, value, output, out, saved):
-        return torch.mul(delta, weights[0], out=out)
+    def message(self, call, delta, value, output, out=None):
+        return torch.mul(delta, call.weights["gains"], out=out)
 
-    def gradients(self, module, weights, delta, value, factor, out, saved):
-        torch.sum(factor * delta * value, 0, out=out[0])
+    def gradients(self, call, delta, value, factor, out):
+        torch.sum(factor * delta * value, 0, out=out["gains"])
 
 
 @pytest.mark.parametrize("rule", verify.RULES, ids=lambda rule: type(rule).__name__)
@@ -591,10 +589,10 @@ def test_a_wrong_kernel_is_caught() -> None:
             return value / 2
 
     class WrongKernel(pcsim.Kernel[Halving]):
-        def forward(self, module, weights, value, out, saved):
+        def forward(self, call, value, out=None):
             return value / 2
 
-        def message(self, module, weights, delta, value, output, out, saved):
+        def message(self, call, delta, value, output, out=None):
             return delta
 
     pcsim.register_kernel(Halving, WrongKernel())
@@ -616,7 +614,7 @@ def test_plan_without_leaving_out_computes_everything() -> None:
     net, clamps = chain()
     sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.5, precision=pcsim.Spiking(0.0)), pcsim.ForwardUpdate())
     sim.infer(clamps)
-    assert Plan(sim._state.problem, leave_out=False).left_out() == 0.0
+    assert Plan(sim._state.task, leave_out=False).left_out() == 0.0
 
 
 def test_identities_of_one_stack_that_meet_in_it() -> None:
@@ -686,17 +684,17 @@ def test_gains_and_weights_that_are_set_anew_hold_from_the_next_run_on(engine: s
     sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine)
     sim.infer(clamps)
     net.edges["hidden1->hidden2"].gain = 0.5
-    net["hidden2"].weight = 3.0
+    net["hidden2"].energy_weight = 3.0
     with pytest.raises(pcsim.errors.StateError, match="changed after it was relaxed"):
         sim.gradients()
     sim.infer(clamps)
     found = {name: node.value.clone() for name, node in net.nodes.items()}
     twin, _ = chain()
-    twin.edges["hidden1->hidden2"].gain, twin["hidden2"].weight = 0.5, 3.0
+    twin.edges["hidden1->hidden2"].gain, twin["hidden2"].energy_weight = 0.5, 3.0
     pcsim.Simulator(twin, sim.relaxation, engine="reference").infer(clamps)
     for name, node in twin.nodes.items():
         torch.testing.assert_close(found[name], node.value)
-    for part, setting in ((net["hidden2"], "weight"), (net.edges["hidden1->hidden2"], "gain")):
+    for part, setting in ((net["hidden2"], "energy_weight"), (net.edges["hidden1->hidden2"], "gain")):
         with pytest.raises(pcsim.errors.GraphError, match=f"{setting} nan given"):
             setattr(part, setting, math.nan)
 

@@ -58,8 +58,8 @@ def build(net: pcsim.Network, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"weight": -1.0}, r"'new': weight -1\.0 given, expected a finite number of at least 0"),
-        ({"weight": float("nan")}, r"'new': weight nan"),
+        ({"energy_weight": -1.0}, r"'new': energy_weight -1\.0 given, expected a finite number of at least 0"),
+        ({"energy_weight": float("nan")}, r"'new': energy_weight nan"),
         ({"precision": -0.5}, r"'new': precision -0\.5 given"),
         ({"precision": float("inf")}, r"'new': precision inf given"),
         ({"precision": torch.tensor([1.0, -1.0])}, r"'new': a precision is negative or not finite"),
@@ -72,7 +72,7 @@ def build(net: pcsim.Network, **options: Any) -> None:
         ),
         ({"energy": "gaussian"}, r"'new': energy 'gaussian' given, expected an instance of Energy; write Gaussian\(\)"),
         ({"energy": pcsim.CrossEntropy}, r"'new': energy .*CrossEntropy'> given, .*; write CrossEntropy\(\)"),
-        ({"weight": "1"}, r"'new': weight '1' given"),
+        ({"energy_weight": "1"}, r"'new': energy_weight '1' given"),
     ],
 )
 def test_bad_nodes(options: dict[str, Any], words: str) -> None:
@@ -634,8 +634,8 @@ def test_probing_shapes_leaves_statistics_and_the_random_state_alone() -> None:
         assert norm.num_batches_tracked == 0
         assert not norm.running_mean.any()
         assert torch.equal(norm.running_var, torch.ones(3))
-    assert edge.stochastic
-    assert normalised.stochastic
+    assert edge.draws
+    assert normalised.draws
 
 
 @ENGINES
@@ -685,8 +685,8 @@ def test_a_dropout_that_is_added_in_evaluation_mode_is_noticed() -> None:
     net.add_node("x", (3,))
     net.add_node("y", (3,), transfer=nn.Dropout(0.5).eval())
     edge = net.add_edge("x", "y", nn.Dropout(0.5).eval())
-    assert edge.stochastic
-    assert net["y"].stochastic
+    assert edge.draws
+    assert net["y"].draws
     assert not edge.module.training
 
 

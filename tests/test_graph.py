@@ -249,7 +249,7 @@ def test_removing_an_edge() -> None:
     assert list(net.edges) == ["a->b"]
     assert net.incoming("c") == []
     assert net.revision > revision
-    assert "a->c" not in net.edge
+    assert "a->c" not in net.edges
     assert names(net.sinks()) == "bc"
 
 
@@ -342,14 +342,14 @@ def test_state_dict_round_trip(engine: str) -> None:
     for name in net.nodes:
         assert torch.equal(net[name].value, other[name].value), name
     assert set(net.state_dict()) == {
-        "node.a.prior",
-        "node.b.log_precision",
-        "node.b.transfer.weight",
-        "node.c.given_precision",
-        "edge.a->b.module.weight",
-        "edge.a->b.module.bias",
-        "edge.b->c.module.weight",
-        "edge.b->c.module.bias",
+        "nodes.a.prior",
+        "nodes.b.log_precision",
+        "nodes.b.transfer.weight",
+        "nodes.c.own_precision",
+        "edges.a->b.module.weight",
+        "edges.a->b.module.bias",
+        "edges.b->c.module.weight",
+        "edges.b->c.module.bias",
     }
 
 

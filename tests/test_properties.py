@@ -87,7 +87,7 @@ def test_what_nodes_and_edges_show_makes_the_next_step(case: Case) -> None:
             node = case.network[name]
             descent = sum((edge.message for edge in node.outgoing), torch.zeros_like(state[name]))
             if node.predicted:
-                scale = node.weight * node.precision
+                scale = node.energy_weight * node.precision
                 descent = descent - node.energy_function.value_gradient(node.value, node.prediction, scale)
             slope = None
             if energy.requires_grad:
@@ -149,14 +149,14 @@ def reordered(network: pcsim.Network, order: random.Random) -> pcsim.Network:
     old, new = copy.deepcopy(network), pcsim.Network()
     for node in order.sample(list(old.nodes.values()), len(old.nodes)):
         learned = node.log_precision is not None
-        precision = pcsim.LearnedPrecision(per_unit=node.log_precision.dim() > 0) if learned else node.given_precision
+        precision = pcsim.LearnedPrecision(per_unit=node.log_precision.dim() > 0) if learned else node.own_precision
         made = new.add_node(
             node.name,
             node.shape,
             transfer=node.transfer,
             combine=node.combine,
             energy=node.energy_function,
-            weight=node.weight,
+            energy_weight=node.energy_weight,
             precision=precision,
             deterministic=node.deterministic,
             prior=node.prior,

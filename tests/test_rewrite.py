@@ -100,12 +100,12 @@ def test_every_edge_spans_one_level_and_nothing_else_changes(net: Network, share
         assert not is_auxiliary(node)
         for same in ("transfer", "combine", "energy_function", "weight", "deterministic", "log_precision"):
             assert getattr(copied, same) is getattr(node, same) or getattr(copied, same) == getattr(node, same)
-        for tensor in ("given_precision", "prior"):
+        for tensor in ("own_precision", "prior"):
             torch.testing.assert_close(getattr(copied, tensor), getattr(node, tensor), rtol=0, atol=0)
         assert [origin(edge) for edge in copied.incoming] == [origin(edge) for edge in node.incoming]
     for name in auxiliaries(balanced):
         (edge,) = balanced[name].incoming
-        assert balanced[name].weight == (1 / rate if type(edge.module) is nn.Identity else 1.0)
+        assert balanced[name].energy_weight == (1 / rate if type(edge.module) is nn.Identity else 1.0)
         assert not balanced[name].deterministic
         assert balanced[name].outgoing
     apart = [(levels[e.source_name] - levels[e.target_name], e.target.deterministic) for e in net.edges.values()]
@@ -157,7 +157,7 @@ def test_resnet_becomes_the_published_one(name: str) -> None:
             module.append(type(part))
             if isinstance(part, nn.Conv2d):
                 module += [part.kernel_size, part.stride, part.bias]
-        found.append((node.name, edge.source_name, tuple(module), node.weight))
+        found.append((node.name, edge.source_name, tuple(module), node.energy_weight))
     assert sorted(found) == sorted(expected)
     assert balanced.levels()["input"] == int(name.removeprefix("ResNet"))
     assert len(auxiliaries(balanced)) == 2 * blocks
@@ -231,7 +231,7 @@ def test_a_learned_precision_and_a_learned_prior_are_shared() -> None:
     balanced = balance_paths(net, RATE)
     assert balanced["root"].prior is prior
     assert balanced["root"].log_precision is net["root"].log_precision
-    assert torch.equal(balanced["given"].base_precision, torch.tensor([1.0, 2.0, 3.0]))
+    assert torch.equal(balanced["given"].own_precision, torch.tensor([1.0, 2.0, 3.0]))
 
 
 def test_what_cannot_be_balanced_is_refused() -> None:

@@ -97,7 +97,7 @@ def check_same(net: pcsim.Network, other: pcsim.Network) -> None:
     for name, edge in net.edges.items():
         again = other.edges[name]
         assert (edge.source_name, edge.target_name, edge.gain) == (again.source_name, again.target_name, again.gain)
-        assert (repr(edge.module), edge.stochastic) == (repr(again.module), again.stochastic)
+        assert (repr(edge.module), edge.draws) == (repr(again.module), again.draws)
     for name, node in net.nodes.items():
         again = other[name]
         for attribute in ("shape", "weight", "deterministic", "energy_function", "stochastic"):
@@ -162,7 +162,7 @@ class TestRoundTrip:
         prior = nn.Parameter(torch.rand(4))
         net.add_node("a", (4,), prior=prior)
         net.add_node("a again", (4,), prior=prior, precision=torch.rand(4))
-        net.add_node("number", (4,), prior=0.5, weight=0.25)
+        net.add_node("number", (4,), prior=0.5, energy_weight=0.25)
         net.add_node("fixed", (4,), prior=torch.rand(4), precision=2)
         both = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Tanh(), nn.Dropout(0.3)))
         net.add_node("b", (4,), precision=pcsim.LearnedPrecision(3.0))
@@ -208,7 +208,7 @@ class TestRoundTrip:
         )
         other = there_and_back(net.eval(), tmp_path / "net")
         check_same(net, other)
-        assert other["hidden1"].stochastic
+        assert other["hidden1"].draws
         for network in (net, other):
             network.train()
         check_relaxes_alike(net, other)
@@ -339,7 +339,7 @@ class TestModules:
                 save_network(net, tmp_path / "net")
 
         with pytest.warns(FutureWarning):
-            refused(weight_norm, "edge.input->hidden1.module .*hooks")
+            refused(weight_norm, "edges.input->hidden1.module .*hooks")
         refused(lambda m: m.register_forward_hook(lambda *_: None), "hooks or a replaced forward")
         refused(lambda m: m.register_full_backward_hook(lambda *_: None), "hooks or a replaced forward")
         refused(lambda m: setattr(m, "forward", lambda value: value), "hooks or a replaced forward")
@@ -443,7 +443,7 @@ class TestOwnClasses:
         check_relaxes_alike(net, other)
         net = topologies.mlp([3, 2], energy=Learned())
         other = there_and_back(net, tmp_path / "net")
-        assert "node.output.energy_function.scale" in dict(other.named_parameters())
+        assert "nodes.output.energy_function.scale" in dict(other.named_parameters())
         check_relaxes_alike(net, other)
         register_module(Laplace, config=lambda e: {"width": e.width}, build=lambda width: Laplace(2 * width))
         with pytest.raises(FileError, match=r"'output': its energy cannot be kept.*width was 2\.5 and became 5\.0"):

@@ -94,7 +94,7 @@ def test_accuracy_and_energy_are_those_of_the_simulator() -> None:
 def test_energy_counts_a_node_by_its_weight() -> None:
     net = pcsim.Network()
     net.add_node("input", (2,))
-    net.add_node("output", (1,), weight=3.0)
+    net.add_node("output", (1,), energy_weight=3.0)
     net.add_edge("input", "output", nn.Linear(2, 1))
     sim = pcsim.Simulator(net, pcsim.Relaxation(1))
     sim.infer({"input": torch.ones(4, 2), "output": torch.zeros(4, 1)})

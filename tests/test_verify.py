@@ -126,7 +126,7 @@ def test_what_no_check_can_judge_is_refused() -> None:
     own = type("Own", (pcsim.LearningRule,), {})()
     with pytest.raises(SettingError, match="no objective of Own"):
         verify.check_gradients(case.network, case.clamps, case.relaxation, own)
-    case.network["n1"].weight = 5.0
+    case.network["n1"].energy_weight = 5.0
     with pytest.raises(SettingError, match="node 'n1' has weight 1/rate"):
         verify.check_descent(case.network, case.clamps, case.relaxation)
 

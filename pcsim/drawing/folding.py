@@ -183,7 +183,7 @@ def _signatures(network: Network, columns: Sequence[Sequence[Node]], kinds: dict
     for x, column in enumerate(columns):
         parts = []
         for node in column:
-            own = (kinds[node.name], node.shape, node.weight, type(node.energy_function), repr(node.transfer))
+            own = (kinds[node.name], node.shape, node.energy_weight, type(node.energy_function), repr(node.transfer))
             rest = (repr(node.combine), node.prior is None, node.log_precision is None)
             parts.append((*own, *rest, tuple(edge_signature(edge, x) for edge in network.incoming(node))))
         numbers.append(known.setdefault(tuple(parts), len(known)))

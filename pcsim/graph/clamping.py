@@ -8,9 +8,9 @@ from functools import cached_property
 import attrs
 import networkx as nx
 
-from pcsim.errors import ClampError, GraphError
+from pcsim.errors import ClampError, GraphError, listed
 from pcsim.graph.levels import levels_to, simple_graph
-from pcsim.graph.network import Network, listed
+from pcsim.graph.network import Network
 
 
 @attrs.frozen(slots=False, eq=False)
@@ -22,6 +22,7 @@ class Clamping:
         full: nodes of which every unit is given.
         partial: nodes of which some units are given.
         backprop: treat every free node as deterministic (SPEC §4).
+        predicting: treat free sinks whose energy has no minimum as deterministic: their value is what they predict.
 
     Raises:
         ClampError: a name is unknown, or a node cannot be clamped in this way.
@@ -32,6 +33,7 @@ class Clamping:
     full: frozenset[str]
     partial: frozenset[str] = frozenset()
     backprop: bool = False
+    predicting: bool = False
 
     def __attrs_post_init__(self) -> None:
         known = self.network.nodes
@@ -59,8 +61,19 @@ class Clamping:
         return frozenset(
             name
             for name, node in self.network.nodes.items()
-            if name not in self.full and (node.deterministic or self.backprop)
+            if name not in self.full and (node.deterministic or self.backprop or self._only_predicted(name))
         )
+
+    def _only_predicted(self, name: str) -> bool:
+        node = self.network.nodes[name]
+        drifts = self.predicting and node.predicted and not node.energy_function.has_minimum
+        return drifts and name not in self.partial and not node.outgoing
+
+    @cached_property
+    def drifting(self) -> tuple[str, ...]:
+        """Free nodes whose energy has no minimum, in insertion order."""
+        nodes = self.network.nodes
+        return tuple(name for name in self.free if name in self.energetic and not nodes[name].energy_function.has_minimum)
 
     @cached_property
     def free(self) -> tuple[str, ...]:
@@ -135,11 +148,6 @@ class Clamping:
         Reversed, it is the order in which errors pass through deterministic nodes.
         """
         return self.deterministic_order + tuple(n for n in self.network.nodes if n not in self.deterministic)
-
-    @cached_property
-    def stochastic(self) -> bool:
-        """Whether any module of the network draws random numbers."""
-        return any(part.stochastic for part in (*self.network.nodes.values(), *self.network.edges.values()))
 
     @cached_property
     def position(self) -> Mapping[str, int]:

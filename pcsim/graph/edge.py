@@ -3,46 +3,61 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from pcsim.errors import GraphError, StateError
-from pcsim.graph.evaluation import held_draw
+from pcsim.graph import checks
+from pcsim.graph.part import Part
 
 if TYPE_CHECKING:
     from pcsim.graph.network import Network
     from pcsim.graph.node import Node, StateReader
 
 
-class Edge(nn.Module):
+class Edge(Part):
     """One edge of a predictive coding network; made by :meth:`Network.add_edge`.
 
     It contributes a_e = gain · f_e(v_source) to its target's prediction and feeds the message m_e back to its source
-    (SPEC §1 and §2). After a run both are read from it: ``prediction`` and ``message``.
+    (SPEC §1 and §2). After a run both are read from it: ``prediction`` and ``message``. Its ``module`` and ``gain`` may
+    be set between runs.
     """
 
+    kind = "edge"
+    renamed = {"stochastic": "draws"}  # noqa: RUF012 - annotated by the base class
+
     def __init__(
-        self,
-        network: Network,
-        name: str,
-        source: str,
-        target: str,
-        module: nn.Module,
-        gain: float,
-        contribution_shape: tuple[int, ...],
-        stochastic: bool,
+        self, network: Network, name: str, source: str, target: str, module: nn.Module, gain: float
     ) -> None:
-        super().__init__()
-        # Past nn.Module's own __setattr__, which would make the network a child of its edge.
-        object.__setattr__(self, "_network", network)
-        self.name = name
-        self.source_name = source
-        self.target_name = target
+        super().__init__(network, name)
+        self._source_name, self._target_name = source, target
+        self._contribution_shape: tuple[int, ...] = ()
         self.module = module
         self.gain = gain
-        self.contribution_shape = contribution_shape
-        self.stochastic = stochastic
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "module" and "module" in self._modules:
+            checks.module(f"edge {self.name!r}: module", value)
+            value = nn.Identity() if value is None else value
+            checks.replaced_edge(self, value)
+            self.network.revision += 1
+        super().__setattr__(name, value)
+
+    @property
+    def source_name(self) -> str:
+        """Name of the node whose value this edge reads."""
+        return self._source_name
+
+    @property
+    def target_name(self) -> str:
+        """Name of the node whose prediction this edge contributes to."""
+        return self._target_name
+
+    @property
+    def contribution_shape(self) -> tuple[int, ...]:
+        """Shape of what the edge contributes, before the target's transfer, the batch axis left out."""
+        return self._contribution_shape
 
     @property
     def gain(self) -> float:
@@ -57,34 +72,26 @@ class Edge(nn.Module):
         self.network.revision += 1
 
     @property
-    def network(self) -> Network:
-        """The network that this edge belongs to."""
-        network: Network = object.__getattribute__(self, "_network")
-        return network
-
-    @property
     def source(self) -> Node:
         """The node whose value this edge reads."""
-        return self.network.nodes[self.source_name]
+        return self.network.nodes[self._source_name]
 
     @property
     def target(self) -> Node:
         """The node whose prediction this edge contributes to."""
-        return self.network.nodes[self.target_name]
+        return self.network.nodes[self._target_name]
 
-    def contribute(self, value: Tensor, seed: int | None = None) -> Tensor:
+    def contribute(self, value: Tensor, seed: int | None = None, *, hold: bool = True) -> Tensor:
         """a_e = gain · f_e(value) (SPEC §1).
 
         Args:
             value: the source's value, (batch, *source shape).
             seed: what the module's random draws (dropout, say) start from; None leaves them to the random state.
+            hold: leave buffers that move with every evaluation where they are.
         """
-        if self.stochastic and seed is not None:
-            with held_draw(seed, f"edge {self.name}", value.device):
-                contribution: Tensor = self.module(value)
-        else:
-            contribution = self.module(value)
-        return contribution if self.gain == 1.0 else self.gain * contribution
+        with self._drawing(seed, value.device):
+            contribution = self._call(self.module, [value], hold)
+        return contribution if self._gain == 1.0 else self._gain * contribution
 
     def _reader(self) -> StateReader:
         reader = self.network.reader

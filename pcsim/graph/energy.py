@@ -19,12 +19,6 @@ Scale = Tensor | float
 """A factor on an energy: a number, or a tensor that broadcasts to the node's value."""
 
 
-def sample_norm(tensor: Tensor) -> Tensor:
-    """The Euclidean norm over all units of each sample, (batch,)."""
-    norm: Tensor = torch.linalg.vector_norm(tensor.reshape(len(tensor), -1), dim=1)
-    return norm
-
-
 class Energy(ABC):
     """Base class of energies; a user's own needs only ``unit_energy``.
 
@@ -40,6 +34,14 @@ class Energy(ABC):
     """Whether both derivatives are exactly zero where value = prediction, so that nothing needs to be computed there.
     False is always right, and True (of the Gaussian, say) is faster."""
 
+    has_minimum: ClassVar[bool] = True
+    """Whether the energy has a minimum in the value, at any prediction, so that a free node may have it."""
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether this is exactly the Gaussian energy, whose derivative is a multiple of value − prediction."""
+        return type(self) is Gaussian
+
     @abstractmethod
     def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
         """Energy of each unit.
@@ -49,8 +51,8 @@ class Energy(ABC):
             prediction: predictions of them, (batch, *shape).
 
         Returns:
-            (batch, *shape), before precision and weight. An energy that does not split over units may return
-            (batch, 1, ..., 1).
+            (batch, *shape), before precision and weight: one number for each unit. An energy that does not split over
+            units may return (batch, 1, ..., 1), and then takes one number as precision.
         """
 
     def sample_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
@@ -96,8 +98,11 @@ class Gaussian(Energy):
 class CrossEntropy(Energy):
     """−Σ value · log softmax(prediction) along the first axis of the node's shape (arXiv 2407.01163, §2).
 
-    The value is a distribution over classes (a one-hot target, say) and the prediction holds logits.
+    The value is a distribution over classes (a one-hot target, say) and the prediction holds logits. It is linear in
+    the value and so has no minimum in it: for clamped nodes.
     """
+
+    has_minimum: ClassVar[bool] = False
 
     def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
         """−value · log softmax(prediction), (batch, classes, ...)."""

@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import ClassVar
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
+from typing import ClassVar, Generic, NoReturn, TypeVar
 
 import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from pcsim.errors import GraphError
+from pcsim.errors import GraphError, UnknownNameError, listed
+from pcsim.graph import checks
+from pcsim.graph.combining import Sum
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Energy, LearnedPrecision
-from pcsim.graph.evaluation import Snapshot, probe, tensor_options
+from pcsim.graph.fingerprint import Fingerprint
 from pcsim.graph.levels import levels_to
-from pcsim.graph.network_html import network_html
-from pcsim.graph.node import Node, StateReader, Sum, instead_of
-from pcsim.graph.table import network_table
+from pcsim.graph.summary import describe, html
+from pcsim.graph.node import Node, StateReader
+from pcsim.graph.part import Part
+from pcsim.graph.probing import tensor_options
 
-PROBE_BATCH = 2
+P = TypeVar("P", bound=Part)
+
+
+class Parts(nn.Module, Mapping[str, P], Generic[P]):
+    """A network's nodes or edges by name, in the order in which they were added; to be read, not written."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def __getitem__(self, name: str) -> P:
+        part = self._modules.get(name)
+        if part is None:
+            raise UnknownNameError(f"{self._kind} {name!r} is not in the network; it has {listed(self._modules)}")
+        return part  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def values(self) -> ValuesView[P]:
+        """The nodes or edges."""
+        return self._modules.values()  # type: ignore[return-value]
+
+    def items(self) -> ItemsView[str, P]:
+        """Each with its name."""
+        return self._modules.items()  # type: ignore[return-value]
+
+    __hash__ = nn.Module.__hash__
+    __eq__ = object.__eq__
 
 
 class Network(nn.Module):
@@ -39,10 +75,10 @@ class Network(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.node = nn.ModuleDict()
-        self.edge = nn.ModuleDict()
-        self._nodes: dict[str, Node] = {}
-        self._edges: dict[str, Edge] = {}
+        self.nodes: Parts[Node] = Parts("node")
+        """Nodes by name, in the order in which they were added."""
+        self.edges: Parts[Edge] = Parts("edge")
+        """Edges by name, in the order in which they were added."""
         self._incoming: dict[str, list[Edge]] = {}
         self._outgoing: dict[str, list[Edge]] = {}
         self.revision = 0
@@ -50,21 +86,33 @@ class Network(nn.Module):
         self.reader: StateReader | None = None
         """What the latest run offers to be read; set by the simulator."""
 
-        self._snapshot: tuple[int, Snapshot] | None = None
+        self._fingerprint: Fingerprint | None = None
 
     def __getstate__(self) -> dict[str, object]:
         # A copy starts without a run of its own; the state that is read belongs to the simulator of the original.
-        return {**self.__dict__, "reader": None, "_snapshot": None}
+        return {**self.__dict__, "reader": None, "_fingerprint": None}
 
-    def snapshot(self) -> Snapshot:
-        """The network's modules and parameters as they are now; the same object until one of them is replaced."""
-        if self._snapshot is None or self._snapshot[0] != self.revision or not self._snapshot[1].holds():
-            self._snapshot = self.revision, Snapshot(self)
-        return self._snapshot[1]
+    def forward(self, *_: object, **__: object) -> NoReturn:
+        """Refused: a network has no one input and no one output.
+
+        Raises:
+            GraphError: always; says what to use.
+        """
+        raise GraphError(
+            "a network is not called like a layer: clamp its nodes with Simulator.infer or Simulator.predict, or make "
+            "a module of its forward pass with pcsim.to_module(network, inputs, outputs)"
+        )
+
+    def fingerprint(self) -> Fingerprint:
+        """What the network consists of now; the same object until anything but weights has changed."""
+        if self._fingerprint is None or not self._fingerprint.holds():
+            checks.whole(self)
+            self._fingerprint = Fingerprint(self)
+        return self._fingerprint
 
     def tensor_options(self, *, otherwise: Tensor | None = None) -> tuple[torch.dtype, torch.device]:
         """Dtype and device of what can be clamped: of the parameters, else the buffers, else ``otherwise``."""
-        return self.snapshot().tensor_options or tensor_options(self, otherwise=otherwise)
+        return tensor_options(self, otherwise=otherwise)
 
     # Building
 
@@ -76,10 +124,10 @@ class Network(nn.Module):
         transfer: nn.Module | None = None,
         combine: nn.Module | None = None,
         energy: Energy | None = None,
-        weight: float = 1.0,
+        energy_weight: float = 1.0,
         precision: float | Tensor | LearnedPrecision = 1.0,
         deterministic: bool = False,
-        prior: float | Tensor | None = None,
+        prior: object = None,
     ) -> Node:
         """Add a node.
 
@@ -90,26 +138,25 @@ class Network(nn.Module):
             combine: a module of as many arguments as there are incoming edges, in the order in which they are added
                 (:class:`Sum` by default, :class:`Concatenate`, :class:`Product`, or any other).
             energy: :class:`Gaussian` by default.
-            weight: w_n, a fixed factor on the energy, at least 0.
+            energy_weight: w_n, a fixed factor on the energy, at least 0.
             precision: the node's own π_n, at least 0: a number, one per unit, or :class:`LearnedPrecision`. A
                 precision schedule multiplies it.
             deterministic: the node has no latent of its own, v_n ≡ u_n.
-            prior: what predicts a root, a number or one per unit; an ``nn.Parameter`` is learned.
+            prior: what predicts a root, a number or one per unit (a tensor, array or list); an ``nn.Parameter`` is
+                learned.
 
         Raises:
             GraphError: the name is taken or not usable, or an argument is out of its range.
         """
         if not isinstance(name, str) or not name or "." in name:
             raise GraphError(f"node name {name!r}: expected a non-empty string without a dot")
-        if name in self._nodes:
-            raise GraphError(f"node {name!r} exists already, with shape {self._nodes[name].shape}; names are unique")
-        if hasattr(self.node, name):
+        if name in self.nodes:
+            raise GraphError(f"node {name!r} exists already, with shape {self.nodes[name].shape}; names are unique")
+        if hasattr(self.nodes, name):
             raise GraphError(f"node name {name!r} is an attribute of PyTorch's module containers; choose another")
-        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-        if not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise GraphError(f"node {name!r}: shape {shape!r} given, expected positive numbers, batch axis left out")
         for argument, module in (("transfer", transfer), ("combine", combine)):
-            _check_module(f"node {name!r}: {argument}", module)
+            checks.module(f"node {name!r}: {argument}", module)
+        sizes = checks.shape(name, shape)
         node = Node(
             self,
             name,
@@ -117,13 +164,13 @@ class Network(nn.Module):
             transfer=transfer,
             combine=combine,
             energy=energy,
-            weight=weight,
+            energy_weight=energy_weight,
             precision=precision,
             deterministic=deterministic,
             prior=prior,
         )
-        self.node[name] = node
-        self._nodes[name] = node
+        checks.look_at_node(node, node.combine, node.transfer, [])
+        self.nodes.add_module(name, node)
         self._incoming[name] = []
         self._outgoing[name] = []
         self.revision += 1
@@ -164,15 +211,17 @@ class Network(nn.Module):
                 f"edge {edge_name!r} would close a cycle of deterministic nodes only, whose values have no solution to "
                 "start from; make one node of the cycle latent"
             )
-        _check_module(f"edge {edge_name!r}: module", module)
+        checks.module(f"edge {edge_name!r}: module", module)
         module = nn.Identity() if module is None else module
-        contribution, stochastic = self._probe_edge(edge_name, start, end, module)
-        node_stochastic = self._check_prediction(edge_name, end, contribution)
-        shape = tuple(contribution.shape[1:])
-        edge = Edge(self, edge_name, start.name, end.name, module, gain, shape, stochastic)
-        end.stochastic = end.stochastic or node_stochastic
-        self.edge[edge_name] = edge
-        self._edges[edge_name] = edge
+        contribution = checks.contribution(edge_name, start, end, module)
+        if type(end.combine) is Sum:  # other arguments are complete only when the graph is: the next run looks then
+            checks.fits_the_others(edge_name, end, contribution, self._incoming[end.name])
+            checks.prediction(end, [contribution], edge_name, end.combine, end.transfer)
+        edge = Edge(self, edge_name, start.name, end.name, module, gain)
+        checks.look_at_edge(edge, module, contribution)
+        if not checks.known_to_be_plain(end.transfer):
+            end.looked_at = ()  # what it keeps can be looked at only now that something is contributed
+        self.edges.add_module(edge_name, edge)
         self._incoming[end.name].append(edge)
         self._outgoing[start.name].append(edge)
         self.revision += 1
@@ -181,10 +230,10 @@ class Network(nn.Module):
     def remove_edge(self, edge: Edge | str) -> None:
         """Take an edge out of the network; GraphError if it is not in it."""
         name = edge if isinstance(edge, str) else edge.name
-        if name not in self._edges:
-            raise GraphError(f"edge {name!r} is not in the network; its edges are {listed(self._edges)}")
-        gone = self._edges.pop(name)
-        del self.edge[name]
+        if name not in self.edges:
+            raise GraphError(f"edge {name!r} is not in the network; its edges are {listed(self.edges)}")
+        gone = self.edges[name]
+        delattr(self.edges, name)
         self._incoming[gone.target_name].remove(gone)
         self._outgoing[gone.source_name].remove(gone)
         self.revision += 1
@@ -194,27 +243,28 @@ class Network(nn.Module):
         gone = self._resolve(node)
         for edge in {*self._incoming[gone.name], *self._outgoing[gone.name]}:
             self.remove_edge(edge)
-        del self.node[gone.name], self._nodes[gone.name], self._incoming[gone.name], self._outgoing[gone.name]
+        delattr(self.nodes, gone.name)
+        del self._incoming[gone.name], self._outgoing[gone.name]
         self.revision += 1
 
     def _resolve(self, node: Node | str) -> Node:
         name = node if isinstance(node, str) else node.name
-        if name not in self._nodes:
-            raise GraphError(f"node {name!r} is not in the network; its nodes are {listed(self._nodes)}")
-        if not isinstance(node, str) and self._nodes[name] is not node:
+        if name not in self.nodes:
+            raise GraphError(f"node {name!r} is not in the network; its nodes are {listed(self.nodes)}")
+        if not isinstance(node, str) and self.nodes[name] is not node:
             raise GraphError(f"node {name!r} belongs to another network; add it here, or pass its name")
-        return self._nodes[name]
+        return self.nodes[name]
 
     def _edge_name(self, source: Node, target: Node, name: str | None) -> str:
         if name is None:
             name = base = f"{source.name}->{target.name}"
             count = 1
-            while name in self._edges:
+            while name in self.edges:
                 count += 1
                 name = f"{base}#{count}"
         if not isinstance(name, str) or not name or "." in name:
             raise GraphError(f"edge name {name!r}: expected a non-empty string without a dot")
-        if name in self._edges or hasattr(self.edge, name):
+        if name in self.edges or hasattr(self.edges, name):
             raise GraphError(f"edge name {name!r} is taken; choose another")
         return name
 
@@ -225,70 +275,11 @@ class Network(nn.Module):
             if name == end.name:
                 return True
             for edge in self._outgoing[name]:
-                if edge.target_name not in reached and self._nodes[edge.target_name].deterministic:
+                target = edge.target_name
+                if target == end.name or (target not in reached and self.nodes[target].deterministic):
                     reached.add(edge.target_name)
                     frontier.append(edge.target_name)
         return False
-
-    def _probe_edge(self, edge: str, source: Node, target: Node, module: nn.Module) -> tuple[Tensor, bool]:
-        dtype, device = tensor_options(module, target)
-        value = torch.zeros(PROBE_BATCH, *source.shape, dtype=dtype, device=device)
-        before = value._version
-        try:
-            contribution, stochastic = probe(module, [value])
-        except Exception as problem:
-            raise GraphError(
-                f"edge {edge!r}: its module, {module!r}, does not accept a value of node {source.name!r}, shape "
-                f"(batch, {_sizes(source.shape)}): {problem}"
-            ) from problem
-        if not isinstance(contribution, Tensor) or contribution.shape[:1] != (PROBE_BATCH,):
-            found = tuple(contribution.shape) if isinstance(contribution, Tensor) else type(contribution).__name__
-            raise GraphError(
-                f"edge {edge!r}: its module turned (batch, {_sizes(source.shape)}) into {found}, expected one tensor "
-                f"that keeps the batch axis, here {PROBE_BATCH}, first"
-            )
-        if value._version != before:
-            raise GraphError(
-                f"edge {edge!r}: its module, {module!r}, works in place, so it would overwrite the value of node "
-                f"{source.name!r}; give it inplace=False"
-            )
-        return contribution, stochastic
-
-    def _check_prediction(self, edge: str, target: Node, contribution: Tensor) -> bool:
-        """Check what the node makes of its inputs with this edge added; whether it draws random numbers."""
-        if not isinstance(target.combine, Sum):
-            return False  # its arguments are complete only when the graph is: check() looks then
-        first = next(iter(self._incoming[target.name]), None)
-        if first is not None and first.contribution_shape != contribution.shape[1:]:
-            raise GraphError(
-                f"edge {edge!r} contributes (batch, {_sizes(contribution.shape[1:])}), but edge {first.name!r} "
-                f"contributes (batch, {_sizes(first.contribution_shape)}) to the same node; a sum takes equal shapes"
-            )
-        return self._check_node(target, [contribution], edge)
-
-    def _check_node(self, node: Node, contributions: list[Tensor], edge: str) -> bool:
-        before = [contribution._version for contribution in contributions]
-        try:
-            combined, combine_draws = probe(node.combine, contributions)
-            before.append(combined._version)
-            prediction, transfer_draws = probe(node.transfer, [combined])
-        except Exception as problem:
-            given = ", ".join(f"(batch, {_sizes(c.shape[1:])})" for c in contributions)
-            raise GraphError(
-                f"edge {edge!r}: node {node.name!r} cannot turn {given} into a prediction of its shape {node.shape} "
-                f"with combine {node.combine!r} and transfer {node.transfer!r}: {problem}"
-            ) from problem
-        if [tensor._version for tensor in (*contributions, combined)] != before:
-            raise GraphError(
-                f"edge {edge!r}: node {node.name!r} works in place, in combine {node.combine!r} or transfer "
-                f"{node.transfer!r}, so it would overwrite what its edges contribute; give inplace=False"
-            )
-        if tuple(prediction.shape) != (PROBE_BATCH, *node.shape):
-            raise GraphError(
-                f"edge {edge!r} predicts (batch, {_sizes(prediction.shape[1:])}) for node {node.name!r}, whose shape "
-                f"is (batch, {_sizes(node.shape)}); change the module, the node's transfer, or the node's shape"
-            )
-        return combine_draws or transfer_draws
 
     def check(self) -> None:
         """Check what can only be checked once the graph is whole: nodes that combine several arguments, one dtype.
@@ -296,40 +287,16 @@ class Network(nn.Module):
         Raises:
             GraphError: a node's arguments do not fit, or modules differ in dtype or device.
         """
-        self._check_one_dtype()
-        for node in self._nodes.values():
-            incoming = self._incoming[node.name]
-            if not incoming:
-                continue
-            if not isinstance(node.combine, Sum):
-                contributions = [self._probe_edge(e.name, e.source, node, e.module)[0] for e in incoming]
-                node.stochastic = self._check_node(node, contributions, incoming[-1].name)
+        checks.whole(self)
 
-    def _check_one_dtype(self) -> None:
-        found: tuple[str, Tensor] | None = None
-        modules = [(f"edge {name!r}", edge.module) for name, edge in self._edges.items()]
-        modules += [(f"node {name!r}", node.transfer) for name, node in self._nodes.items()]
-        for place, parameter in ((place, parameter) for place, module in modules for parameter in module.parameters()):
-            if not parameter.is_floating_point():
-                continue
-            found = found or (place, parameter)
-            if (parameter.dtype, parameter.device) != (found[1].dtype, found[1].device):
-                raise GraphError(
-                    f"{place} has parameters of {parameter.dtype} on {parameter.device}, but {found[0]} has "
-                    f"{found[1].dtype} on {found[1].device}; convert the whole network with network.to(...)"
-                )
+    def closes_deterministic_cycle(self, node: Node) -> bool:
+        """Whether a node lies on a cycle of which all others are deterministic."""
+        return any(
+            edge.target is node or (edge.target.deterministic and self._reaches_by_deterministic(edge.target, node))
+            for edge in self._outgoing[node.name]
+        )
 
     # Asking
-
-    @property
-    def nodes(self) -> Mapping[str, Node]:
-        """Nodes by name, in the order in which they were added."""
-        return MappingProxyType(self._nodes)
-
-    @property
-    def edges(self) -> Mapping[str, Edge]:
-        """Edges by name, in the order in which they were added."""
-        return MappingProxyType(self._edges)
 
     def __getitem__(self, name: str) -> Node:
         """The node of that name; GraphError lists the known ones."""
@@ -337,7 +304,7 @@ class Network(nn.Module):
 
     def __contains__(self, name: object) -> bool:
         """Whether a node of that name, or that very node, is in the network."""
-        return name in self._nodes or (isinstance(name, Node) and self._nodes.get(name.name) is name)
+        return name in self.nodes or (isinstance(name, Node) and self.nodes.get(name.name) is name)
 
     def incoming(self, node: Node | str) -> list[Edge]:
         """Edges into a node, in the order in which they were added."""
@@ -355,28 +322,28 @@ class Network(nn.Module):
         """Nodes at the other ends of a node's edges, each once: those that predict it, then those that it predicts."""
         name = self._resolve(node).name
         names = [e.source_name for e in self._incoming[name]] + [e.target_name for e in self._outgoing[name]]
-        return [self._nodes[other] for other in dict.fromkeys(names) if other != name]
+        return [self.nodes[other] for other in dict.fromkeys(names) if other != name]
 
     def roots(self) -> list[Node]:
         """Nodes without an incoming edge."""
-        return [node for node in self._nodes.values() if not self._incoming[node.name]]
+        return [node for node in self.nodes.values() if not self._incoming[node.name]]
 
     def sinks(self) -> list[Node]:
         """Nodes without an outgoing edge."""
-        return [node for node in self._nodes.values() if not self._outgoing[node.name]]
+        return [node for node in self.nodes.values() if not self._outgoing[node.name]]
 
     def components(self) -> list[list[Node]]:
         """Strongly connected components, sources first; a node on no cycle is a component of its own."""
         condensed = nx.condensation(nx.DiGraph(self.to_networkx()))
-        order = {name: position for position, name in enumerate(self._nodes)}
+        order = {name: position for position, name in enumerate(self.nodes)}
         groups = (condensed.nodes[c]["members"] for c in nx.topological_sort(condensed))
-        return [[self._nodes[name] for name in sorted(group, key=order.__getitem__)] for group in groups]
+        return [[self.nodes[name] for name in sorted(group, key=order.__getitem__)] for group in groups]
 
     def topological_order(self) -> list[Node]:
         """Nodes, each after all that predict it; GraphError names a cycle if there is one."""
         graph = self.to_networkx()
         try:
-            return [self._nodes[name] for name in nx.topological_sort(graph)]
+            return [self.nodes[name] for name in nx.topological_sort(graph)]
         except nx.NetworkXUnfeasible:
             cycle = " -> ".join(edge[0] for edge in nx.find_cycle(graph))
             message = f"the network has no topological order: {cycle} is a cycle; ask for components()"
@@ -425,35 +392,18 @@ class Network(nn.Module):
     def to_networkx(self) -> nx.MultiDiGraph:
         """The graph as networkx has it: node names, edge names as keys; ``node`` and ``edge`` hold the objects."""
         graph = nx.MultiDiGraph()
-        graph.add_nodes_from((name, {"node": node}) for name, node in self._nodes.items())
+        graph.add_nodes_from((name, {"node": node}) for name, node in self.nodes.items())
         graph.add_edges_from(
-            (edge.source_name, edge.target_name, name, {"edge": edge}) for name, edge in self._edges.items()
+            (edge.source_name, edge.target_name, name, {"edge": edge}) for name, edge in self.edges.items()
         )
         return graph
 
     def __repr__(self) -> str:
-        return f"Network({len(self._nodes)} nodes, {len(self._edges)} edges)"
+        return f"Network({len(self.nodes)} nodes, {len(self.edges)} edges)"
 
     def __str__(self) -> str:
-        return network_table(self)
+        return describe(self)
 
     def _repr_html_(self) -> str:
         # A notebook would show HTML or SVG, and not both; so the picture is part of the HTML.
-        return network_html(self, "" if Network.picture is None else Network.picture(self))
-
-
-def listed(names: Mapping[str, object], most: int = 12) -> str:
-    """The first names of a mapping, quoted, for a message."""
-    shown = ", ".join(repr(name) for name in list(names)[:most])
-    return f"{shown}, ... ({len(names)} in all)" if len(names) > most else shown or "none yet"
-
-
-def _check_module(argument: str, given: object) -> None:
-    if given is None or isinstance(given, nn.Module):
-        return
-    mend = instead_of(given, nn.Module, "wrap a function in a module")
-    raise GraphError(f"{argument} {given!r} given, expected an instance of nn.Module; {mend}")
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return ", ".join(str(size) for size in shape)
+        return html(self, "" if Network.picture is None else Network.picture(self))

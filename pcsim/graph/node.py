@@ -4,60 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pcsim.errors import GraphError, StateError
+from pcsim.graph import checks
+from pcsim.graph.combining import Sum
 from pcsim.graph.energy import Energy, Gaussian, LearnedPrecision
-from pcsim.graph.evaluation import held_draw
+from pcsim.graph.part import Part
 
 if TYPE_CHECKING:
     from pcsim.graph.edge import Edge
     from pcsim.graph.network import Network
-
-
-class Sum(nn.Module):
-    """Adds the contributions of a node's incoming edges: the usual way to combine them."""
-
-    def forward(self, *contributions: Tensor) -> Tensor:
-        """Sum of contributions of one shape, (batch, *shape)."""
-        total = contributions[0]
-        for contribution in contributions[1:]:
-            total = total + contribution
-        return total
-
-
-class Product(nn.Module):
-    """Multiplies the contributions of a node's incoming edges, unit by unit (gating)."""
-
-    def forward(self, *contributions: Tensor) -> Tensor:
-        """Product of contributions of one shape, (batch, *shape)."""
-        product = contributions[0]
-        for contribution in contributions[1:]:
-            product = product * contribution
-        return product
-
-
-class Concatenate(nn.Module):
-    """Joins the contributions of a node's incoming edges, in the order in which the edges were added.
-
-    Args:
-        axis: axis of the node's shape (the batch axis not counted), 0 by default.
-    """
-
-    def __init__(self, axis: int = 0) -> None:
-        super().__init__()
-        self.axis = axis
-
-    def forward(self, *contributions: Tensor) -> Tensor:
-        """Contributions joined along ``axis``, (batch, *shape)."""
-        return torch.cat(contributions, self.axis + 1 if self.axis >= 0 else self.axis)
-
-    def extra_repr(self) -> str:
-        """The axis, for printing."""
-        return f"axis={self.axis}"
 
 
 class StateReader(Protocol):
@@ -91,13 +51,25 @@ class StateReader(Protocol):
         """m_e, (batch, *shape of the source)."""
 
 
-class Node(nn.Module):
+class Node(Part):
     """One node of a predictive coding network; made by :meth:`Network.add_node`.
 
     After a run its state is read from it: ``value``, ``prediction``, ``error``, ``precision``, ``energy``,
     ``forward_value``, ``forward_prediction``. Each raises :class:`StateError` before a run. What is read is
-    evaluated at the present latent values and the present weights, so it is never a step stale.
+    evaluated at the present latent values, weights and settings, so it is never a step stale, and a copy of the
+    reader's own.
+
+    ``transfer``, ``combine``, ``energy_function``, ``energy_weight``, ``own_precision``, ``prior`` and
+    ``deterministic`` may be set between runs, and are checked as by ``add_node``.
     """
+
+    kind = "node"
+    renamed = {  # noqa: RUF012 - annotated by the base class
+        "weight": "energy_weight",
+        "given_precision": "own_precision",
+        "base_precision": "own_precision",
+        "stochastic": "draws",
+    }
 
     def __init__(
         self,
@@ -108,41 +80,106 @@ class Node(nn.Module):
         transfer: nn.Module | None,
         combine: nn.Module | None,
         energy: Energy | None,
-        weight: float,
+        energy_weight: float,
         precision: float | Tensor | LearnedPrecision,
         deterministic: bool,
-        prior: float | Tensor | None,
+        prior: object,
     ) -> None:
-        super().__init__()
-        # Past nn.Module's own __setattr__, which would make the network a child of its node.
-        object.__setattr__(self, "_network", network)
-        self.name = name
-        self.shape = shape
-        self.transfer = nn.Identity() if transfer is None else transfer
-        self.combine = Sum() if combine is None else combine
-        if energy is not None and not isinstance(energy, Energy):
-            mend = instead_of(energy, Energy, "write Gaussian(), CrossEntropy(), or one of your own")
-            raise GraphError(f"node {name!r}: energy {energy!r} given, expected an instance of Energy; {mend}")
-        self.energy_function = Gaussian() if energy is None else energy
-        self.deterministic = deterministic
-        self.stochastic = False
-        self.weight = weight
-        self._set_precision(precision)
-        self._set_prior(prior)
-
-    def _set_precision(self, precision: float | Tensor | LearnedPrecision) -> None:
+        super().__init__(network, name)
+        self._shape = shape
+        self.transfer: nn.Module = nn.Identity() if transfer is None else transfer
+        self.combine: nn.Module = Sum() if combine is None else combine
+        self._deterministic = deterministic
+        self._energy_function: Energy = Gaussian()
         self.log_precision: nn.Parameter | None = None
-        self.given_precision: Tensor | float = 1.0
+        self._number = 1.0
+        self.energy_function = Gaussian() if energy is None else energy
+        self.energy_weight = energy_weight
+        self.own_precision = precision
+        self.prior = prior
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("transfer", "combine") and name in self._modules:
+            checks.module(f"node {self.name!r}: {name}", value)
+            if value is None:
+                value = nn.Identity() if name == "transfer" else Sum()
+            checks.replaced_in_node(self, name, value)
+            self.network.revision += 1
+        if name in ("prior", "own_precision", "energy_function"):
+            # Past nn.Module, which would take a parameter, buffer or module under that name as it is.
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the node's value, the batch axis left out."""
+        return self._shape
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the node has no latent of its own, v_n ≡ u_n."""
+        return self._deterministic
+
+    @deterministic.setter
+    def deterministic(self, deterministic: bool) -> None:
+        if deterministic and self.prior is not None:
+            raise GraphError(f"node {self.name!r}: a deterministic node has no energy for a prior to enter; drop one")
+        if deterministic and self.network.closes_deterministic_cycle(self):
+            raise GraphError(
+                f"node {self.name!r}: made deterministic it would close a cycle of deterministic nodes only, whose "
+                "values have no solution to start from; leave it latent"
+            )
+        self._deterministic = bool(deterministic)
+        self.network.revision += 1
+
+    @property
+    def energy_function(self) -> Energy:
+        """The energy, before precision and weight."""
+        return self._energy_function
+
+    @energy_function.setter
+    def energy_function(self, energy: Energy) -> None:
+        own = self.own_precision
+        checks.energy(self, energy, per_unit=isinstance(own, Tensor) and own.dim() > 0)
+        if self.log_precision is not None:
+            self._check_normalised(energy)
+        self._modules.pop("energy_function", None)
+        if isinstance(energy, nn.Module):
+            self._modules["energy_function"] = energy  # so that its parameters are the node's
+        object.__setattr__(self, "_energy_function", energy)
+        self.network.revision += 1
+
+    def _check_normalised(self, energy: Energy) -> None:
+        if not energy.normalised:
+            raise GraphError(
+                f"node {self.name!r}: a learned precision was asked for together with {type(energy).__name__}, which "
+                "has no log-likelihood in its precision; use the Gaussian energy, or give the precision"
+            )
+
+    @property
+    def own_precision(self) -> Tensor | float:
+        """The node's own precision, which the schedule multiplies: a number, 0-d or (*shape).
+
+        Given as a number, a tensor, or :class:`LearnedPrecision`; where it is learned, it is read as the exponential
+        of the parameter ``log_precision``.
+        """
+        if self.log_precision is not None:
+            return self.log_precision.exp()
+        given = self._buffers.get("own_precision")
+        return self._number if given is None else given
+
+    @own_precision.setter
+    def own_precision(self, precision: float | Tensor | LearnedPrecision) -> None:
         if isinstance(precision, LearnedPrecision):
-            if not self.energy_function.normalised:
-                raise GraphError(
-                    f"node {self.name!r}: a learned precision was asked for together with "
-                    f"{type(self.energy_function).__name__}, which has no log-likelihood in its precision; "
-                    "use the Gaussian energy, or give the precision"
-                )
+            self._check_normalised(self._energy_function)
+            checks.energy(self, self._energy_function, per_unit=precision.per_unit)
             start = torch.full(self.shape if precision.per_unit else (), math.log(precision.initial))
-            self.log_precision = nn.Parameter(start)
-        elif isinstance(precision, Tensor):
+            self._buffers.pop("own_precision", None)
+            self._number, self.log_precision = 1.0, nn.Parameter(start)
+            self.network.revision += 1
+            return
+        if isinstance(precision, Tensor):
             if precision.shape not in (torch.Size(()), torch.Size(self.shape)):
                 raise GraphError(
                     f"node {self.name!r}: precision of shape {tuple(precision.shape)} given, expected one number or "
@@ -150,52 +187,48 @@ class Node(nn.Module):
                 )
             if not bool((torch.isfinite(precision) & (precision >= 0)).all()):
                 raise GraphError(f"node {self.name!r}: a precision is negative or not finite; give at least 0")
-            del self.given_precision
-            self.register_buffer("given_precision", precision.detach().clone())
+            checks.energy(self, self._energy_function, per_unit=precision.dim() > 0)
+            self._buffers["own_precision"] = precision.detach().clone()
         elif not isinstance(precision, int | float) or not (precision >= 0 and math.isfinite(precision)):
             raise GraphError(
                 f"node {self.name!r}: precision {precision!r} given, expected a finite number of at least 0"
             )
         else:
-            self.given_precision = float(precision)
-
-    def _set_prior(self, prior: float | Tensor | None) -> None:
-        self.prior: Tensor | None = None
-        if prior is None:
-            return
-        if self.deterministic:
-            raise GraphError(f"node {self.name!r}: a deterministic node has no energy for a prior to enter; drop one")
-        tensor = prior if isinstance(prior, Tensor) else torch.tensor(float(prior))
-        if not bool(torch.isfinite(tensor).all()):
-            raise GraphError(f"node {self.name!r}: the prior is NaN or infinite; give finite numbers")
-        if tensor.shape not in (torch.Size(()), torch.Size(self.shape)):
-            raise GraphError(
-                f"node {self.name!r}: prior of shape {tuple(tensor.shape)} given, expected one number or one per "
-                f"unit, {self.shape}"
-            )
-        if isinstance(tensor, nn.Parameter):
-            self.prior = tensor
-        else:
-            del self.prior
-            self.register_buffer("prior", tensor.detach().clone())
-
-    @property
-    def weight(self) -> float:
-        """w_n, the fixed factor on the energy; one that is set anew holds from the next run on."""
-        return self._weight
-
-    @weight.setter
-    def weight(self, weight: float) -> None:
-        if not isinstance(weight, int | float) or not (weight >= 0 and math.isfinite(weight)):
-            raise GraphError(f"node {self.name!r}: weight {weight!r} given, expected a finite number of at least 0")
-        self._weight = float(weight)
+            self._buffers.pop("own_precision", None)
+            self._number = float(precision)
+        self.log_precision = None
         self.network.revision += 1
 
     @property
-    def network(self) -> Network:
-        """The network that this node belongs to."""
-        network: Network = object.__getattribute__(self, "_network")
-        return network
+    def prior(self) -> Tensor | None:
+        """What predicts a root, 0-d or (*shape); None where nothing but edges does. A parameter is learned."""
+        learned = self._parameters.get("prior")
+        return self._buffers.get("prior") if learned is None else learned
+
+    @prior.setter
+    def prior(self, prior: object) -> None:
+        checked = checks.prior(self, prior)
+        self._parameters.pop("prior", None)
+        self._buffers.pop("prior", None)
+        if isinstance(checked, nn.Parameter):
+            self._parameters["prior"] = checked
+        elif checked is not None:
+            self._buffers["prior"] = checked
+        self.network.revision += 1
+
+    @property
+    def energy_weight(self) -> float:
+        """w_n, the fixed factor on the energy; one that is set anew holds from the next run on."""
+        return self._energy_weight
+
+    @energy_weight.setter
+    def energy_weight(self, weight: float) -> None:
+        if not isinstance(weight, int | float) or not (weight >= 0 and math.isfinite(weight)):
+            raise GraphError(
+                f"node {self.name!r}: energy_weight {weight!r} given, expected a finite number of at least 0"
+            )
+        self._energy_weight = float(weight)
+        self.network.revision += 1
 
     @property
     def incoming(self) -> list[Edge]:
@@ -218,27 +251,19 @@ class Node(nn.Module):
         found = [parameter for edge in self.incoming for parameter in edge.parameters()] + list(self.parameters())
         return [parameter for parameter in dict.fromkeys(found) if parameter.requires_grad]
 
-    @property
-    def base_precision(self) -> Tensor | float:
-        """The node's own precision, which the schedule multiplies: a number, 0-d or (*shape)."""
-        return self.given_precision if self.log_precision is None else self.log_precision.exp()
-
-    def predict(self, contributions: Sequence[Tensor], seed: int | None = None) -> Tensor:
+    def predict(self, contributions: Sequence[Tensor], seed: int | None = None, *, hold: bool = True) -> Tensor:
         """u_n = g_n(combine(a_e over incoming e)) (SPEC §1).
 
         Args:
             contributions: one per incoming edge, in order, each (batch, ...).
             seed: what the modules' random draws (dropout, say) start from; None leaves them to the random state.
+            hold: leave buffers that move with every evaluation where they are.
 
         Returns:
             The prediction of this node's value, (batch, *shape).
         """
-        if self.stochastic and seed is not None:
-            with held_draw(seed, f"node {self.name}", contributions[0].device):
-                prediction: Tensor = self.transfer(self.combine(*contributions))
-        else:
-            prediction = self.transfer(self.combine(*contributions))
-        return prediction
+        with self._drawing(seed, contributions[0].device):
+            return self._call(self.transfer, [self._call(self.combine, contributions, hold)], hold)
 
     def predict_from_prior(self, batch: int) -> Tensor:
         """The prior as a prediction of a root without incoming edges, (batch, *shape)."""
@@ -290,10 +315,3 @@ class Node(nn.Module):
     def __repr__(self) -> str:
         kind = "deterministic" if self.deterministic else "latent"
         return f"Node({self.name!r}, shape={self.shape}, {kind})"
-
-
-def instead_of(given: object, kind: type, otherwise: str) -> str:
-    """What to do where an instance of ``kind`` is expected: make one of the class that was given, or ``otherwise``."""
-    if isinstance(given, type) and issubclass(given, kind):
-        return f"write {given.__name__}() with its arguments"
-    return otherwise

@@ -143,7 +143,7 @@ def _add_auxiliaries(balanced: Network, edge: Edge, route: _Route | None, rate: 
     for place, name in enumerate(route.names if route else ()):
         if name not in balanced:
             weight = 1.0 if place == 0 and not _is_identity(edge) else 1.0 / rate
-            balanced.add_node(name, edge.contribution_shape, weight=weight)
+            balanced.add_node(name, edge.contribution_shape, energy_weight=weight)
 
 
 def add_copy(network: Network, node: Node) -> None:
@@ -154,8 +154,8 @@ def add_copy(network: Network, node: Node) -> None:
         transfer=node.transfer,
         combine=node.combine,
         energy=node.energy_function,
-        weight=node.weight,
-        precision=node.given_precision if node.log_precision is None else LearnedPrecision(),
+        energy_weight=node.energy_weight,
+        precision=node.own_precision if node.log_precision is None else LearnedPrecision(),
         deterministic=node.deterministic,
         prior=node.prior,
     )

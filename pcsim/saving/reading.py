@@ -44,12 +44,12 @@ class Reader:
                 gain=record["gain"],
                 name=record["name"],
             )
-            edge.stochastic, edge.training = record["stochastic"], record["training"]
+            edge.training = record["training"]
         for record in tree["nodes"]:
             node = self.network[record["name"]]
-            node.stochastic, node.training = record["stochastic"], record["training"]
+            node.training = record["training"]
         self.network.training = tree["training"]
-        self.network.node.training = self.network.edge.training = tree["training"]
+        self.network.nodes.training = self.network.edges.training = tree["training"]
 
     def _add_node(self, record: Mapping[str, Any]) -> None:
         kind, precision = record["precision"]
@@ -62,7 +62,7 @@ class Reader:
             transfer=self.modules[record["transfer"]],
             combine=self.modules[record["combine"]],
             energy=self._energy(record["energy"], f"node {record['name']!r}: its energy"),
-            weight=record["weight"],
+            energy_weight=record["weight"],
             precision=precision if learned is None else LearnedPrecision(per_unit=learned.dim() > 0),
             deterministic=record["deterministic"],
             prior=None if record["prior"] is None else self._tensors[record["prior"]],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pcsim.errors import FileError, SettingError
 from pcsim.graph.energy import CrossEntropy, Energy, Gaussian
-from pcsim.graph.node import Concatenate, Product, Sum
+from pcsim.graph.combining import Concatenate, Product, Sum
 
 T = TypeVar("T", bound=nn.Module | Energy)
 

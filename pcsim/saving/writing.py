@@ -45,14 +45,13 @@ class Writer:
                     "target": edge.target_name,
                     "module": number,
                     "gain": edge.gain,
-                    "stochastic": edge.stochastic,
                     "training": edge.training,
                 }
             )
 
     def _node(self, node: Node) -> dict[str, Any]:
         place = f"node {node.name!r}"
-        given, learned = node.given_precision, node.log_precision
+        given, learned = (node.own_precision if node.log_precision is None else 1.0), node.log_precision
         if learned is not None:
             precision: tuple[str, Any] = "learned", self._tensor(learned, f"{place}: its precision")
         elif isinstance(given, Tensor):
@@ -65,11 +64,10 @@ class Writer:
             "transfer": self._module(node.transfer, f"{place}: its transfer"),
             "combine": self._module(node.combine, f"{place}: its combine"),
             "energy": self._energy(node.energy_function, f"{place}: its energy"),
-            "weight": node.weight,
+            "weight": node.energy_weight,
             "precision": precision,
             "deterministic": node.deterministic,
             "prior": None if node.prior is None else self._tensor(node.prior, f"{place}: its prior"),
-            "stochastic": node.stochastic,
             "training": node.training,
         }
 

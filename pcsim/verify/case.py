@@ -18,7 +18,8 @@ from pcsim.errors import SettingError
 from pcsim.graph.clamping import Clamping
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
-from pcsim.simulator import Clamps, Simulator
+from pcsim.clamps import Clamps
+from pcsim.simulator import Simulator
 
 NamedClamps = dict[str, Tensor | tuple[Tensor, Tensor]]
 """What is given, by node name: (batch, *shape), or a pair of that and a boolean mask of the given units."""
@@ -123,7 +124,7 @@ def in_float64(
         raise SettingError("a check needs clamps: nothing is clamped, so the batch size is unknown")
     own = copy.deepcopy(network).double()
     for part in (*own.nodes.values(), *own.edges.values()):
-        if part.stochastic:
+        if part.draws:
             part.eval()
     named: NamedClamps = {}
     for node, given in clamps.items():

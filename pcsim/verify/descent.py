@@ -13,7 +13,7 @@ from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import LearningRule
 from pcsim.errors import SettingError
 from pcsim.graph.network import Network
-from pcsim.simulator import Clamps
+from pcsim.clamps import Clamps
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.oracle import total_energy
 from pcsim.verify.restart import OneStep, trajectory
@@ -83,7 +83,7 @@ def _refuse(case: Case) -> None:
             "another rule"
         )
     for node in case.network.nodes.values():
-        if node.weight > 1 and abs(node.weight * case.relaxation.rate - 1) < 1e-9:
+        if node.energy_weight > 1 and abs(node.energy_weight * case.relaxation.rate - 1) < 1e-9:
             raise SettingError(
                 f"check_descent: node {node.name!r} has weight 1/rate, as auxiliary neurons have, whose step is not "
                 "small whatever the rate; check a network without them"

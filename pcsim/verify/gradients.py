@@ -13,7 +13,8 @@ from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import Backprop, ForwardUpdate, IncrementalUpdate, LearningRule, SettledUpdate
 from pcsim.errors import SettingError
 from pcsim.graph.network import Network
-from pcsim.simulator import Clamps, Simulator
+from pcsim.clamps import Clamps
+from pcsim.simulator import Simulator
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.comparing import compare, largest
 from pcsim.verify.oracle import energetic, total_energy

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pcsim.engine.kernel import Kernel, kernel_for
+from pcsim.engine.kernels.kernel import Call, Kernel, kernel_for
 from pcsim.errors import SettingError
-from pcsim.graph.evaluation import Snapshot, frozen_statistics
+from pcsim.graph.statistics import frozen_statistics, normalises
 from pcsim.verify.shrinking import hypothesis_shrinks
 from pcsim.verify.writing import Writer
 
@@ -56,7 +56,7 @@ def _check(module: nn.Module, shape: tuple[int, ...], batch: int, tolerance: flo
     kernel = kernel_for(module, shape)
     assert kernel is not None
     module = copy.deepcopy(module).double()
-    with frozen_statistics(Snapshot(module).normalising):
+    with frozen_statistics([part for part in module.modules() if normalises(part)]):
         _compare(kernel, module, shape, batch, tolerance)
 
 
@@ -70,19 +70,33 @@ def _compare(kernel: Kernel[Any], module: nn.Module, shape: tuple[int, ...], bat
             for p in module.parameters()
         ]
         output, delta, message, gradients = _by_autograd(module, value, weights, stacked=count is not None)
-        saved: dict[str, Tensor] = {}
+        names = [name for name, _ in module.named_parameters()]
+        call = Call(module, dict(zip(names, weights, strict=True)), {})
         for out, back in ((None, None), (torch.full_like(output, 7.0), torch.full_like(value, 7.0))):
-            got = kernel.forward(module, weights, value, out, saved)
+            got = kernel.forward(call, value, out)
             _same(module, "prediction", got, output, tolerance)
             kept = {"nothing": (torch.full_like(value, 7.0), torch.full_like(output, 7.0))}
             kept |= {"input": (value, torch.full_like(output, 7.0)), "output": (torch.full_like(value, 7.0), got)}
-            sent = kernel.message(module, weights, delta.clone(), *kept[kernel.reads], back, saved)
+            sent = kernel.message(call, delta.clone(), *kept[kernel.reads], back)
             _same(module, "message", sent, message, tolerance)
-        places = [torch.full_like(weight, 7.0) for weight in weights]
-        if places:
-            kernel.gradients(module, weights, delta, value, -0.5, places, saved)
-        for position, (place, gradient) in enumerate(zip(places, gradients, strict=True)):
-            _same(module, f"gradient of parameter {position}", place, -0.5 * gradient, tolerance)
+        _compare_gradients(kernel, call, delta, value, gradients, tolerance)
+        if kernel.adds:
+            goal = torch.full_like(value, 7.0)
+            kernel.add_message(call, delta, goal, -0.5)
+            _same(module, "added message", goal, 7.0 - 0.5 * message, tolerance)
+
+
+def _compare_gradients(
+    kernel: Kernel[Any], call: Call, delta: Tensor, value: Tensor, gradients: list[Tensor], tolerance: float
+) -> None:
+    """All parameters learning, and each alone while the others are frozen."""
+    names = list(call.weights)
+    for wanted in (names, *([name] for name in names)) if names else ():
+        places = {name: torch.full_like(call.weights[name], 7.0) for name in wanted}
+        kernel.gradients(call, delta, value, -0.5, places)
+        for name, gradient in zip(names, gradients, strict=True):
+            if name in places:
+                _same(call.module, f"gradient of parameter {name!r}", places[name], -0.5 * gradient, tolerance)
 
 
 def _smallest(

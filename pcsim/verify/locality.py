@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pcsim.dynamics.inference import Relaxation
 from pcsim.errors import SettingError
 from pcsim.graph.network import Network
-from pcsim.simulator import Clamps
+from pcsim.clamps import Clamps
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.comparing import compare, largest
 from pcsim.verify.restart import OneStep, clamped_onto, random_state, trajectory

@@ -49,7 +49,7 @@ def energetic(network: Network, deterministic: Collection[str]) -> list[str]:
 def own_precision(network: Network, name: str) -> Factor:
     """The node's own precision, differentiable where it is learned: a number, 0-d or (*shape)."""
     node = network.nodes[name]
-    return node.given_precision if node.log_precision is None else node.log_precision.exp()
+    return node.own_precision if node.log_precision is None else node.log_precision.exp()
 
 
 def total_energy(
@@ -76,9 +76,9 @@ def total_energy(
         node = network.nodes[name]
         units = node.energy_function.unit_energy(value[name], predicted[name])
         precision = 1.0 if factors is None else factors[name] * own_precision(network, name)
-        total = total + (node.weight * precision * units).sum()
+        total = total + (node.energy_weight * precision * units).sum()
         if factors is not None and node.log_precision is not None:
-            total = total - 0.5 * node.weight * batch * node.log_precision.expand(node.shape).sum()
+            total = total - 0.5 * node.energy_weight * batch * node.log_precision.expand(node.shape).sum()
     return total
 
 

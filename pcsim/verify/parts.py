@@ -18,7 +18,7 @@ T = TypeVar("T")
 Shape = tuple[int, ...]
 
 NodeFactory = Callable[[Shape], st.SearchStrategy[Mapping[str, Any]] | Mapping[str, Any] | None]
-"""From a node's shape to keyword arguments of :meth:`Network.add_node` (transfer, weight, precision, energy), or to a
+"""From a node's shape to keyword arguments of :meth:`Network.add_node` (transfer, energy_weight, precision, energy), or to a
 strategy for them; None for the default, where a user's own does not suit the shape."""
 
 EdgeFactory = Callable[[Shape, Shape], st.SearchStrategy[nn.Module] | nn.Module | None]
@@ -65,7 +65,7 @@ def node_options(shape: Shape, *, learned_precision: bool = True) -> st.SearchSt
     """The default node factory: a transfer, a weight and a precision."""
     weights = st.sampled_from((1.0, 1.0, 1.0, 0.5, 3.0, 0.0))
     drawn = st.tuples(transfers(shape), weights, precisions(shape, learned_precision))
-    return drawn.map(lambda options: dict(zip(("transfer", "weight", "precision"), options, strict=True)))
+    return drawn.map(lambda options: dict(zip(("transfer", "energy_weight", "precision"), options, strict=True)))
 
 
 @cache

@@ -17,7 +17,7 @@ from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import SettledUpdate
 from pcsim.dynamics.precision import Constant, PrecisionSchedule
 from pcsim.graph.network import Network
-from pcsim.graph.node import Sum
+from pcsim.graph.combining import Sum
 from pcsim.simulator import Simulator
 from pcsim.verify.case import Case, EngineChoice, NamedClamps, fully_clamped, given_units, given_value
 from pcsim.verify.oracle import own_precision
@@ -96,7 +96,7 @@ def restartable(case: Case, factors: Mapping[str, float]) -> Network:
             transfer=node.transfer if node.incoming else None,
             combine=combine,
             energy=node.energy_function,
-            weight=node.weight,
+            energy_weight=node.energy_weight,
             precision=precision.detach() if isinstance(precision, Tensor) else precision,
             deterministic=node.deterministic,
             prior=None if loops else node.prior,

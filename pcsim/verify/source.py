@@ -14,8 +14,9 @@ from pcsim.dynamics.learning import LearningRule
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Gaussian
 from pcsim.graph.network import Network
-from pcsim.graph.node import Node, Sum
-from pcsim.simulator import Clamps
+from pcsim.graph.combining import Sum
+from pcsim.graph.node import Node
+from pcsim.clamps import Clamps
 from pcsim.verify.case import SeededNetwork
 from pcsim.verify.writing import Writer
 
@@ -125,15 +126,15 @@ def _node_code(node: Node, shared: Mapping[nn.Module, str], writer: Writer) -> s
         said.append(f"combine={shared.get(node.combine) or writer.thing(node.combine)}")
     if type(node.energy_function) is not Gaussian:
         said.append(f"energy={writer.thing(node.energy_function)}")
-    if node.weight != 1:
-        said.append(f"weight={node.weight!r}")
+    if node.energy_weight != 1:
+        said.append(f"energy_weight={node.energy_weight!r}")
     if node.log_precision is not None:
         per_unit = "per_unit=True" if node.log_precision.dim() else ""
         said.append(f"precision=pcsim.LearnedPrecision({per_unit})")
-    elif isinstance(node.given_precision, Tensor):
-        said.append(f"precision={writer.tensor(node.given_precision)}")
-    elif node.given_precision != 1:
-        said.append(f"precision={node.given_precision!r}")
+    elif isinstance(node.own_precision, Tensor):
+        said.append(f"precision={writer.tensor(node.own_precision)}")
+    elif node.own_precision != 1:
+        said.append(f"precision={node.own_precision!r}")
     if node.deterministic:
         said.append("deterministic=True")
     if node.prior is not None:

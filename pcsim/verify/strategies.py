@@ -22,7 +22,8 @@ from pcsim.errors import PCError
 from pcsim.graph.clamping import Clamping
 from pcsim.graph.energy import CrossEntropy, LearnedPrecision
 from pcsim.graph.network import Network
-from pcsim.graph.node import Concatenate, Node, Product
+from pcsim.graph.combining import Concatenate, Product
+from pcsim.graph.node import Node
 from pcsim.verify.case import Case, NamedClamps, SeededNetwork, fully_clamped
 from pcsim.verify.parts import (
     SEEDS,
@@ -82,7 +83,7 @@ def networks(
         priors: allow priors on roots.
         cross_entropy: allow that energy on sinks.
         sharing: allow one module on several edges.
-        node_factory: arguments of nodes by shape: transfer, weight, precision, energy.
+        node_factory: arguments of nodes by shape: transfer, energy_weight, precision, energy.
         edge_factory: modules by the shapes of their source and of their contribution.
         node_shapes: shapes of nodes; :func:`shapes` by default.
     """

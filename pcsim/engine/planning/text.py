@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pcsim import notebook
-from pcsim.engine.stacks import stack_nodes
+from pcsim import tables
 
 if TYPE_CHECKING:
-    from pcsim.engine.plan import Mask, Plan
+    from pcsim.engine.planning.plan import Plan
+    from pcsim.engine.planning.wiring import Mask
 
 
 def describe(plan: Plan) -> str:
     """A plan as text: who moves at each step, what is computed for it, and what was left out."""
-    lines = _stacks(plan)
+    lines = []
     for label, parts in _phases(plan):
         lines += [f"{label}:", *(f"  {part:<9}{members}" for part, members in parts.items())]
     return "\n".join([*lines, _left_out(plan)])
@@ -26,20 +26,7 @@ def html(plan: Plan) -> str:
     phases = _phases(plan)
     headings = list(dict.fromkeys(part for _, parts in phases for part in parts))
     rows = [[label, *(parts.get(part, "") for part in headings)] for label, parts in phases]
-    return notebook.table(["", *headings], rows, caption=_left_out(plan))
-
-
-def _stacks(plan: Plan) -> list[str]:
-    names = [node.name for node in plan.wiring.nodes]
-    lines = []
-    for stack in stack_nodes(plan, stacking=True):
-        kind = "given" if stack.given else "deterministic" if stack.deterministic else "latent"
-        shape = "x".join(map(str, stack.nodes[0].shape)) or "1"
-        members = np.zeros(len(names), bool)
-        members[stack.positions] = True
-        into = int(members[plan.wiring.target].sum())
-        lines.append(f"stack of {len(stack.nodes)} {kind} {shape}, {into} edges into it: {_shown(members, names)}")
-    return lines
+    return tables.html(["", *headings], rows, caption=_left_out(plan))
 
 
 def _phases(plan: Plan) -> list[tuple[str, dict[str, str]]]:
@@ -53,19 +40,19 @@ def _phases(plan: Plan) -> list[tuple[str, dict[str, str]]]:
             continue
         phase = plan.phases[position]
         parts = {
-            "predict": _shown(phase.refresh, edges),
-            "push": _shown(phase.push, names),
-            "message": _shown(phase.message, edges),
-            "move": _shown(phase.move, names),
+            "predict": shown(phase.refresh, edges),
+            "active": shown(phase.active, names),
+            "message": shown(phase.message, edges),
+            "move": shown(phase.move, names),
         }
-        if plan.teaching:
-            parts["learn"] = _shown(phase.teach[wiring.target], edges)
+        if plan.task.learns_each_step:
+            parts["learn"] = shown(phase.learn[wiring.target], edges)
         phases.append((f"step {first}" if first == last else f"steps {first} to {last}", parts))
         first = last + 1
-    if not plan.teaching:
+    if not plan.task.learns_each_step:
         learning = plan.learning()
-        learned = _shown(learning.teach[wiring.target], edges)
-        phases.append(("learn", {"predict": _shown(learning.refresh, edges), "weights": learned}))
+        learned = shown(learning.learn[wiring.target], edges)
+        phases.append(("learn", {"predict": shown(learning.refresh, edges), "weights": learned}))
     return phases
 
 
@@ -73,7 +60,8 @@ def _left_out(plan: Plan) -> str:
     return f"left out: {plan.left_out():.1%} of the predictions and messages of {len(plan.sequence)} full steps"
 
 
-def _shown(mask: Mask, names: list[str], most: int = 6) -> str:
+def shown(mask: Mask, names: list[str], most: int = 6) -> str:
+    """The names of a mask's members, the first of them where there are many."""
     chosen = [names[position] for position in np.flatnonzero(mask)]
     if len(chosen) == len(names) > most:
         return f"all {len(names)}"

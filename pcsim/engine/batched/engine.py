@@ -1,0 +1,223 @@
+"""The batched engine: runs a plan as a program over stacked tensors, and leaves out what is exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
+
+import attrs
+import torch
+from torch import Tensor
+
+from pcsim.engine import local_rules
+from pcsim.engine.batched.groups import Groups
+from pcsim.engine.batched.memory import Arena
+from pcsim.engine.batched.program import Program
+from pcsim.engine.engine import Engine
+from pcsim.engine.planning.plan import Plan
+from pcsim.engine.problem import Batch, Gradients, State, Task
+from pcsim.errors import DivergenceError, SettingError, StateError
+from pcsim.graph.network import Network
+from pcsim.graph.statistics import frozen_statistics
+
+KEPT_PROGRAMS = 6
+"""Programs of different tasks or batch sizes that are kept; a last, smaller batch is one of its own."""
+
+
+class _Turns:
+    """Two programs of one plan that take turns, so that a run never touches the state that is shown from another."""
+
+    def __init__(self, plan: Plan, make: Callable[[], Program]) -> None:
+        self.plan, self._make = plan, make
+        self._programs = [make()]
+
+    def next(self, shown: State | None) -> Program:
+        """A program that does not hold the shown state; the second is made when it is needed."""
+        for program in self._programs:
+            if shown is None or not program.holds(shown):
+                return program
+        self._programs.append(self._make())
+        return self._programs[-1]
+
+
+class BatchedEngine(Engine):
+    """Equal to the reference engine, planned and stacked.
+
+    Each shortcut has a switch, for debugging.
+
+    Args:
+        network: the network to run.
+        leave_out: leave out what is exactly zero (SPEC §7); False computes everything at every step.
+        stacking: compute equal nodes and edges together; False computes each alone.
+        lasting_errors: let the forward rule learn from errors that were sent already; False computes them again.
+        direct_moves: add messages straight to values; False gathers them first.
+        message_dtype: a lower precision for the products in messages, such as ``torch.bfloat16``; None for that of
+            the network. Predictions and latents are never rounded: an error is a small difference of the two, and
+            rounding either to 8 bits would leave little of it, while a message only has to point downhill.
+
+    Raises:
+        SettingError: at the first batch, if messages are to be rounded to half precision on a CPU, some of which
+            abort on such products.
+    """
+
+    name = "batched"
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        leave_out: bool = True,
+        stacking: bool = True,
+        lasting_errors: bool = True,
+        direct_moves: bool = True,
+        message_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(network)
+        self._plan_options = {"leave_out": leave_out, "lasting_errors": lasting_errors}
+        self._stacking, self._message_dtype = stacking, message_dtype
+        self._program_options = {"direct_moves": direct_moves, "message_dtype": message_dtype}
+        self._programs: dict[tuple[object, ...], _Turns] = {}
+        self._latest: tuple[State, Program] | None = None
+        self._versions: list[int] = []
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without programs, which are compiled anew where they are needed."""
+        return {**self.__dict__, "_programs": {}, "_latest": None, "shown": None}
+
+    def predict(self, task: Task, batch: Batch) -> dict[str, Tensor]:
+        """Values after the feed-forward start alone (SPEC §2, Start), by a program of no steps."""
+        program = self._program(task, batch)
+        with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
+            program.load(batch, None)
+            for operation in program.start:
+                operation.call()
+            values = program.state(batch, 0).value
+            return {name: value.clone(memory_format=torch.contiguous_format) for name, value in values.items()}
+
+    def relax(
+        self,
+        task: Task,
+        batch: Batch,
+        previous: State | None = None,
+        learn: Callable[[Gradients], None] | None = None,
+    ) -> State:
+        """Start feed-forward, then take T inference steps (SPEC §2)."""
+        program = self._program(task, batch)
+        self._latest = None
+        recorded = []
+        with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
+            program.load(batch, previous)
+            for operation in program.start:
+                operation.call()
+            steps = 0
+            for steps, position in enumerate(program.plan.sequence, start=1):
+                predictions, update = program.steps[position]
+                for operation in predictions:
+                    operation.call()
+                if task.record:
+                    recorded.append(program.record(steps - 1))
+                for operation in update:
+                    operation.call()
+                if learn is not None:
+                    if not program.finite():
+                        raise self._divergence(program, batch, previous, steps)
+                    learn(program.found())
+                    for operation in program.bring_weights:
+                        operation.call()
+                if task.relaxation.tolerance is not None and task.settled(program.largest.update, steps - 1):
+                    break
+                program.largest.update = 0.0
+            program.largest.update = 0.0
+            if not program.finite():
+                raise self._divergence(program, batch, previous, steps)
+            state = program.state(batch, steps)
+            if task.record:
+                for operation in program.closing(steps):
+                    operation.call()
+                state.keep([*recorded, program.record(state.last_step)])
+        self._latest, self._versions = (state, program), _versions(task)
+        return state
+
+    def gradients(self, state: State) -> Gradients:
+        """Gradients of the task's learning rule at a relaxed state (SPEC §4)."""
+        program = self._program_of(state)
+        with torch.no_grad(), frozen_statistics(state.task.fingerprint.normalising):
+            if program is None:
+                plan = Plan(state.task)
+                learning = plan.learning(state.steps).learn
+                names = [node.name for node, learns in zip(plan.wiring.nodes, learning, strict=True) if learns]
+                return local_rules.gradients(local_rules.learned_from(state), names)
+            for operation in program.learning(state.steps):
+                operation.call()
+            return program.found()
+
+    def update_statistics(self, state: State) -> None:
+        """Let modules with running statistics take the batch in (Eq. 6)."""
+        program = self._program_of(state)
+        if program is None:
+            local_rules.update_statistics(state)
+            return
+        with torch.no_grad():
+            program.update_statistics(state.steps)
+
+    def plan(self, state: State) -> Plan:
+        """The plan by which a state was computed."""
+        return self.program(state).plan
+
+    def program(self, state: State) -> Program:
+        """The operations that computed a state; StateError once it is no longer the latest."""
+        for turns in self._programs.values():
+            for program in turns._programs:
+                if program.holds(state):
+                    return program
+        raise StateError("the program of that state has been let go since; run infer again")
+
+    def _program_of(self, state: State) -> Program | None:
+        """The program that left the state, while its scratch tensors are those of the state.
+
+        They are not once another run has overwritten them, even one that failed, or a weight has changed.
+        """
+        if self._latest is None or self._latest[0] is not state or self._versions != _versions(state.task):
+            return None
+        return self._latest[1] if state.task.fingerprint.holds() else None
+
+    def _program(self, task: Task, batch: Batch) -> Program:
+        """The program of a task, made when it is first needed.
+
+        There are two of each, which take turns: the state that an earlier run left stays whole if this one fails.
+        """
+        if self._message_dtype in (torch.bfloat16, torch.float16) and batch.device.type == "cpu":
+            raise SettingError(
+                f"message_dtype {self._message_dtype} on a CPU: some abort on half-precision products; use None there"
+            )
+        key = (task, batch.size, batch.dtype, batch.device)
+        turns = self._programs.pop(key, None)
+        if turns is None:
+            plan = Plan(task, **self._plan_options)
+            groups = Groups.of(plan, stacking=self._stacking)
+            arena = Arena(batch.size, batch.dtype, batch.device)
+            turns = _Turns(plan, partial(Program, plan, groups, arena, **self._program_options))  # type: ignore[arg-type]
+        self._programs[key] = turns
+        for forgotten in list(self._programs)[:-KEPT_PROGRAMS]:
+            del self._programs[forgotten]
+        return turns.next(self.shown)
+
+    def _divergence(self, program: Program, batch: Batch, previous: State | None, steps: int) -> DivergenceError:
+        """The error that names the node and the step; found by the local rules if only the end is known."""
+        task = program.plan.task
+        if not task.learns_each_step:
+            try:
+                for _ in local_rules.steps(local_rules.begin(attrs.evolve(task, record=False), batch, previous)):
+                    pass
+            except DivergenceError as error:
+                return error
+        return local_rules.divergence(task, program.lost(), steps - 1 if steps else None)
+
+
+_version = attrgetter("_version")
+
+
+def _versions(task: Task) -> list[int]:
+    """A number by parameter that grows whenever the parameter changes."""
+    return [*map(_version, task.fingerprint.parameters)]

@@ -1,0 +1,140 @@
+"""Errors: of the nodes that are active, weighed, and pulled back through the nodes' transfers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcsim.dynamics.learning import LearningRule
+from pcsim.engine.batched import operations as do
+from pcsim.engine.batched.memory import Memory, NodeMemory, named
+from pcsim.engine.batched.operations import Cell, Operation, Part
+from pcsim.engine.kernels.autograd import Traced
+from pcsim.engine.planning.liveness import Phase
+from pcsim.engine.planning.wiring import Mask, Positions
+from pcsim.graph.energy import Energy, Scale
+from pcsim.graph.node import Node
+
+Delta = Callable[[Energy, Tensor, Tensor, Scale], Tensor]
+
+
+def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learning: bool) -> None:
+    """δ of the active nodes, with precision and weight; for learning, with weight alone."""
+    rule = memory.task.rule
+    usual = type(rule).delta is LearningRule.delta or not learning
+    for node, rows in memory.node_rows(phase.active):
+        names = named(node.names, rows)
+        scale = scale_of(memory, node, rows, phase, learning=learning)
+        if node.node.energy_function.gaussian and usual:
+            value, prediction = (do.read(node.part(n, rows), operations, names) for n in ("value", "prediction"))
+            goal = node.part("delta", rows)
+            delta = goal.cell.read()
+            operations.append(
+                Operation("error", partial(torch.sub, value.read(), prediction.read(), out=delta), names)
+            )
+            if callable(scale):
+                operations.append(Operation("weigh", partial(_weigh, delta, scale), names))
+            elif isinstance(scale, Tensor) or scale != 1.0:
+                operations.append(Operation("weigh", partial(delta.mul_, scale), names))
+            goal.scatter(operations, names)
+        else:
+            given: Delta = rule.delta if learning else LearningRule.descent
+            call = partial(_by_energy, node, rows.tolist(), given, scale)
+            operations.append(Operation("error", call, names))
+
+
+def scale_of(
+    memory: Memory, node: NodeMemory, rows: Positions, phase: Phase, *, learning: bool
+) -> Scale | Callable[[], Scale]:
+    """π w of rows, or w for learning: a number where all are equal, else (k, 1, ...), or what works it out."""
+    scales = node.energy_weight[rows]
+    if not learning:
+        scales = scales * phase.schedule[node.group.positions[rows]]
+        own = node.own_precision
+        if np.isnan(own).any():
+            members = [node.group.nodes[row] for row in rows]
+            return partial(_own_scale, members, scales.tolist(), memory.arena.dtype, memory.arena.device)
+        scales = scales * own[rows]
+    if (scales == scales[0]).all():
+        return float(scales[0])
+    shape = (len(scales),) + (1,) * (1 + len(node.node.shape))
+    return torch.as_tensor(scales, dtype=memory.arena.dtype, device=memory.arena.device).view(shape)
+
+
+def _own_scale(nodes: Sequence[Node], factors: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """π w of nodes whose own precision is a tensor, (k, 1, *shape), or (*shape) of one."""
+    scales = []
+    for node, factor in zip(nodes, factors, strict=True):
+        own = torch.as_tensor(node.own_precision, dtype=dtype, device=device).detach()
+        scales.append((factor * own).expand(node.shape))
+    return scales[0] if len(scales) == 1 else torch.stack(scales).unsqueeze(1)
+
+
+def _weigh(delta: Tensor, scale: Callable[[], Scale]) -> None:
+    delta.mul_(scale())
+
+
+def each(node: NodeMemory, rows: Sequence[int], scale: Scale | Callable[[], Scale]) -> list[tuple[int, Tensor, Tensor, Scale]]:
+    """Value, prediction and scale of each row, as an energy of a user's own takes them."""
+    scales = scale() if callable(scale) and not isinstance(scale, Tensor) else scale
+    stacked = isinstance(scales, Tensor) and len(rows) > 1
+    found: list[tuple[int, Tensor, Tensor, Scale]] = []
+    for index, row in enumerate(rows):
+        value, prediction = (node.tensor(name)[row].contiguous() for name in ("value", "prediction"))
+        found.append((row, value, prediction, scales[index] if stacked else scales))  # type: ignore[index]
+    return found
+
+
+def _by_energy(node: NodeMemory, rows: Sequence[int], rule: Delta, scale: Scale | Callable[[], Scale]) -> None:
+    """δ of nodes whose energy or learning rule is not the usual one, node by node."""
+    for row, value, prediction, own in each(node, rows, scale):
+        node.tensor("delta")[row].copy_(rule(node.node.energy_function, value, prediction, own))
+
+
+def pull(memory: Memory, operations: list[Operation], nodes: Mask, learn: Mask) -> None:
+    """Errors pulled back through transfers, to what the edges contribute.
+
+    Args:
+        memory: the program's tensors.
+        operations: to add to.
+        nodes: nodes whose δ is there.
+        learn: nodes whose own parameters learn from it, so that autograd may find their gradients on the same way.
+    """
+    for node, rows in memory.node_rows(nodes):
+        names = named(node.names, rows)
+        if node.trace is not None:
+            incoming = np.flatnonzero(memory.wiring.target == node.group.positions[0])
+            goals = [do.written(node.pulled(rows, int(position))) for position in incoming]
+            delta = do.read(node.part("delta", rows), operations, names)
+            learns = bool(learn[node.group.positions[0]])
+            operations.append(Operation("vjp transfer", partial(vjp, node.trace, delta, goals, learns), names))
+            continue
+        for position in reversed(range(len(node.chain))):
+            kernel, call = node.chain[position].kernel, node.calls[position]
+            delta = do.read(node.delta(rows, position + 1), operations, names)
+            goal = node.delta(rows, position)
+            value, output = (
+                content(place, operations, names, needed)
+                for place, needed in (
+                    (node.place(position, rows), kernel.reads == "input"),
+                    (node.place(position + 1, rows), kernel.reads == "output"),
+                )
+            )
+            back = do.message(kernel, call, delta, value, output, do.written(goal))
+            operations.append(Operation(f"vjp {type(kernel).__name__}", back, names))
+            do.finish(goal, operations, names)
+
+
+def content(place: Part | Cell, operations: list[Operation], names: Sequence[str], needed: bool) -> Cell:
+    """A place's cell, its content brought there only where it is needed."""
+    return do.read(place, operations, names) if needed else do.written(place)
+
+
+def vjp(trace: Traced, delta: Cell, goals: Sequence[Cell], learn: bool) -> None:
+    """Pull an error back through what is computed by autograd."""
+    for goal, message in zip(goals, trace.vjp(delta.read(), learn=learn), strict=True):
+        goal.write(message)

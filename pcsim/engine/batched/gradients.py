@@ -1,0 +1,166 @@
+"""Weight gradients: −(∂a/∂θ)ᵀ δ over the batch size, in tensors that are made anew at every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pcsim.engine.batched import operations as do
+from pcsim.engine.batched.memory import Activity, EdgeMemory, Memory, NodeMemory, named
+from pcsim.engine.batched.messages import delta_after
+from pcsim.engine.batched.operations import Cell, Operation
+from pcsim.engine.kernels.kernel import Call, Kernel
+from pcsim.engine.planning.liveness import Phase
+from pcsim.engine.planning.wiring import Factors, Mask, Positions
+from pcsim.engine.problem import precision_gradient
+
+
+class Found(dict[nn.Parameter, Tensor]):
+    """Gradients by parameter, added up where several parts share one."""
+
+    def add(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        """Take in what one part contributes."""
+        self[parameter] = self[parameter] + gradient if parameter in self else gradient
+
+
+def learn(
+    memory: Memory,
+    operations: list[Operation],
+    found: Found,
+    phase: Phase,
+    activity: Activity,
+    factors: Factors,
+    traced: Mask,
+) -> None:
+    """Gradients of the weights of the phase's learning nodes and of their incoming edges.
+
+    Args:
+        memory: the program's tensors.
+        operations: to add to.
+        found: where gradients go.
+        phase: which nodes learn.
+        activity: what their edges read.
+        factors: by which δ of each node is to be multiplied.
+        traced: edges by autograd whose gradients have been found on the way of their message.
+    """
+    factors = -factors / memory.arena.batch
+    for edge, rows, factor in _rows_by_factor(memory, phase.learn[memory.wiring.target], factors):
+        if edge.trace is not None:
+            delta = None
+            if not traced[edge.group.positions[0]]:
+                delta = delta_after(memory, operations, edge, rows, 0, None)
+            operations.append(Operation("gradient", partial(_from_trace, edge.trace, delta, factor, found), edge.names))
+            continue
+        for position, link in enumerate(edge.chain):
+            wanted = [name for name, p in link.module.named_parameters() if p.requires_grad]
+            if wanted:
+                _learn_link(memory, operations, found, edge, rows, position, wanted, activity, factor)
+    for node, rows in memory.node_rows(phase.learn):
+        _learn_node(memory, operations, found, node, rows, phase, factors)
+
+
+def _learn_link(
+    memory: Memory,
+    operations: list[Operation],
+    found: Found,
+    edge: EdgeMemory,
+    rows: Positions,
+    position: int,
+    wanted: Sequence[str],
+    activity: Activity,
+    factor: float,
+) -> None:
+    names = named(edge.names, rows)
+    delta = delta_after(memory, operations, edge, rows, position, None)
+    place = edge.activity(activity, rows) if position == 0 else edge.place(position, rows)
+    value = do.read(place, operations, names)
+    kernel, call = edge.chain[position].kernel, edge.gradient_call(position, rows)
+    parameters = {name: [edge.parameter(position, name, row) for row in rows.tolist()] for name in wanted}
+    title = f"gradient {type(kernel).__name__}"
+    operations.append(Operation(title, _gradients(kernel, call, delta, value, factor, parameters, found), names))
+
+
+def _gradients(
+    kernel: Kernel[Any],
+    call: Call,
+    delta: Cell,
+    value: Cell,
+    factor: float,
+    parameters: dict[str, list[nn.Parameter]],
+    found: Found,
+) -> Callable[[], None]:
+    """Runs a kernel for the gradients of its weights, of a stack for all of its rows at once."""
+
+    def run() -> None:
+        out = {}
+        for name, column in parameters.items():
+            like = column[0].detach()
+            out[name] = torch.empty_like(like) if len(column) == 1 else like.new_empty(len(column), *like.shape)
+        kernel.gradients(call, delta.read(), value.read(), factor, out)
+        for name, column in parameters.items():
+            rows = (out[name],) if len(column) == 1 else out[name].unbind()
+            for parameter, gradient in zip(column, rows, strict=True):
+                found.add(parameter, gradient)
+
+    return run
+
+
+def _from_trace(trace: Any, delta: Cell | None, factor: float, found: Found) -> None:
+    """Gradients of a part computed by autograd; with δ if it has not been pulled back for a message already."""
+    if delta is not None:
+        trace.vjp(delta.read(), learn=True)
+    for parameter, gradient in trace.gradients.items():
+        found.add(parameter, gradient * factor)
+
+
+def _learn_node(
+    memory: Memory,
+    operations: list[Operation],
+    found: Found,
+    node: NodeMemory,
+    rows: Positions,
+    phase: Phase,
+    factors: Factors,
+) -> None:
+    names = named(node.names, rows)
+    # A node with parameters of its own is alone in its group.
+    factor = float(factors[node.group.positions[rows[0]]])
+    for position, link in enumerate(node.chain):
+        wanted = {name: [p] for name, p in link.module.named_parameters() if p.requires_grad}
+        if wanted:
+            delta = do.read(node.delta(rows, position + 1), operations, names)
+            value = do.read(node.place(position, rows), operations, names)
+            call = _gradients(link.kernel, node.calls[position], delta, value, factor, wanted, found)
+            operations.append(Operation(f"gradient {type(link.kernel).__name__}", call, names))
+    if node.trace is not None and any(p.requires_grad for p in node.node.parameters()):
+        operations.append(Operation("gradient", partial(_from_trace, node.trace, None, factor, found), names))
+    if node.group.deterministic:
+        return
+    for row in rows.tolist():
+        learned = node.group.nodes[row].log_precision
+        if learned is not None and learned.requires_grad:
+            position = int(node.group.positions[row])
+            schedule = float(phase.schedule[position]) if memory.task.learns_each_step else 1.0
+            operations.append(Operation("gradient", partial(_precision, node, row, schedule, found), [names[0]]))
+
+
+def _precision(node: NodeMemory, row: int, schedule: float, found: Found) -> None:
+    own = node.group.nodes[row]
+    learned = own.log_precision
+    assert learned is not None
+    value, prediction = (node.tensor(name)[row].contiguous() for name in ("value", "prediction"))
+    factor = schedule * own.energy_weight * learned.detach().exp()
+    found.add(learned, precision_gradient(own, value, prediction, factor))
+
+
+def _rows_by_factor(memory: Memory, mask: Mask, factors: Factors) -> Iterator[tuple[EdgeMemory, Positions, float]]:
+    """Rows of edges whose targets have the same factor."""
+    for edge, rows in memory.edge_rows(mask):
+        own = factors[memory.wiring.target[edge.group.positions[rows]]]
+        for factor in np.unique(own):
+            yield edge, rows[own == factor], float(factor)

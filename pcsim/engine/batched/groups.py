@@ -1,0 +1,244 @@
+"""Groups: which nodes share a tensor, and which edges a kernel call.
+
+Nodes of one kind lie in one tensor (k, batch, *shape). Inside a group the order is by the step at which its members
+first become active, so that those active at a step are a slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import attrs
+import numpy as np
+import torch
+from torch import nn
+
+from pcsim.engine.kernels.elementwise import Gain
+from pcsim.engine.kernels.kernel import Kernel, changed, kernel_for
+from pcsim.engine.planning.plan import Plan
+from pcsim.engine.planning.wiring import Mask, Positions
+from pcsim.graph.combining import Sum
+from pcsim.graph.edge import Edge
+from pcsim.graph.node import Node
+from pcsim.graph.probing import probe, tensor_options
+
+
+class Link(NamedTuple):
+    """One module of a chain, with its kernel."""
+
+    kernel: Kernel[Any]
+    module: nn.Module
+
+    @property
+    def in_place(self) -> bool:
+        """Whether an error can be pulled back over itself: unit by unit, and no weights learn from the error."""
+        return self.kernel.elementwise and next(self.module.parameters(), None) is None
+
+
+def chain_of(module: nn.Module, shape: tuple[int, ...]) -> list[Link] | None:
+    """A module as a chain of kernels; None if one of its parts has none.
+
+    Args:
+        module: an edge's, or a transfer.
+        shape: of a value, the batch axis left out.
+    """
+    if type(module) is not nn.Sequential or changed(module):
+        kernel = kernel_for(module, shape)
+        if kernel is None:
+            return None
+        return [] if kernel.identity else [Link(kernel, module)]
+    chain: list[Link] = []
+    for place, child in enumerate(module):
+        links = chain_of(child, shape)
+        if links is None:
+            return None
+        chain += links
+        if place < len(module) - 1 and links:
+            shape = shape_after(child, shape, module)
+    return chain
+
+
+def shape_after(child: nn.Module, shape: tuple[int, ...], whole: nn.Module) -> tuple[int, ...]:
+    """The shape of what a part of a module makes of a value, batch axes left out."""
+    dtype, device = tensor_options(child, whole)
+    return tuple(probe(child, [torch.zeros(2, *shape, dtype=dtype, device=device)]).shape[1:])
+
+
+def _signature(chain: Sequence[Link]) -> Hashable:
+    return tuple(
+        (type(link.kernel), link.kernel.signature(link.module), tuple(p.requires_grad for p in link.module.parameters()))
+        for link in chain
+    )
+
+
+@attrs.define(eq=False)
+class NodeGroup:
+    """Nodes that are computed together.
+
+    Args:
+        positions: of the nodes in the network, in the order of the rows.
+        nodes: the nodes.
+        given: whether they are clamped in full.
+        deterministic: whether their value is their prediction.
+        chain: their transfer; None if it, or how they combine, goes through autograd (a group of one then).
+    """
+
+    positions: Positions
+    nodes: list[Node]
+    given: bool
+    deterministic: bool
+    chain: list[Link] | None
+
+    @property
+    def by_units(self) -> bool:
+        """Whether the transfer takes each unit by itself, so that errors pulled back lie where they were."""
+        return self.chain is not None and all(link.in_place for link in self.chain)
+
+    def rows(self, mask: Mask) -> Positions:
+        """Rows of the nodes in a mask over the network."""
+        return np.flatnonzero(mask[self.positions])
+
+
+@attrs.define(eq=False)
+class EdgeGroup:
+    """Edges that are computed together: of one kind, between the same two groups of nodes.
+
+    Args:
+        positions: of the edges in the network, in the order of the rows.
+        edges: the edges.
+        source: place of the source nodes' group.
+        target: place of the target nodes' group.
+        source_rows: row of each edge's source in its group.
+        target_rows: row of each edge's target in its group.
+        chains: the module of each edge; None if it goes through autograd (a group of one then).
+    """
+
+    positions: Positions
+    edges: list[Edge]
+    source: int
+    target: int
+    source_rows: Positions
+    target_rows: Positions
+    chains: list[list[Link]] | None
+
+    def rows(self, mask: Mask) -> Positions:
+        """Rows of the edges in a mask over the network."""
+        return np.flatnonzero(mask[self.positions])
+
+
+@attrs.define(eq=False)
+class Groups:
+    """All groups of a plan.
+
+    Args:
+        nodes: the groups of nodes.
+        edges: the groups of edges between them.
+    """
+
+    nodes: list[NodeGroup]
+    edges: list[EdgeGroup]
+
+    @classmethod
+    def of(cls, plan: Plan, *, stacking: bool = True) -> Groups:
+        """Group a plan's nodes and edges.
+
+        Args:
+            plan: what to compute.
+            stacking: compute equal ones together (5.5 times as fast on 1,000 nodes of width 16, 1.0 to 1.1 on wide
+                ones); False makes a group of each.
+        """
+        nodes = _group_nodes(plan, stacking)
+        return cls(nodes, _group_edges(plan, nodes, stacking))
+
+    def __str__(self) -> str:
+        lines = []
+        for group in self.nodes:
+            kind = "given" if group.given else "deterministic" if group.deterministic else "latent"
+            shape = "x".join(map(str, group.nodes[0].shape)) or "1"
+            into = sum(len(edges.edges) for edges in self.edges if self.nodes[edges.target] is group)
+            names = [group.nodes[row].name for row in group.positions.argsort()]
+            shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            lines.append(f"group of {len(names)} {kind} {shape}, {into} edges into it: {shown}")
+        return "\n".join(lines)
+
+
+def _first_active(plan: Plan) -> Positions:
+    """Step at which each node first is active, T + 1 for those that never are."""
+    first = np.full(len(plan.wiring.nodes), len(plan.sequence) + 1, np.intp)
+    for step in reversed(range(len(plan.sequence))):
+        first[plan.phases[plan.sequence[step]].active] = step
+    return first
+
+
+def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
+    wiring, clamping = plan.wiring, plan.task.clamping
+    groups: dict[Hashable, list[int]] = {}
+    chains: dict[int, list[Link] | None] = {}
+    for position, node in enumerate(wiring.nodes):
+        shape = next((edge.contribution_shape for edge in node.incoming), node.shape)
+        by_hand = type(node.combine) is Sum and not changed(node.combine) and node.prior is None
+        chain = chains[position] = chain_of(node.transfer, shape) if by_hand else None
+        together = stacking and chain is not None and all(link.kernel.stacks and link.in_place for link in chain)
+        kind = (
+            None if together else node.name,
+            node.name in clamping.full,
+            node.name in clamping.partial,
+            bool(wiring.deterministic[position]),
+            node.predicted,
+            node.name in clamping.cyclic,
+            node.shape,
+            shape,
+            None if chain is None else _signature(chain),
+            None if wiring.gaussian[position] else id(node.energy_function),
+        )
+        groups.setdefault(kind, []).append(position)
+    first, level = _first_active(plan), wiring.level
+    found = []
+    for members in groups.values():
+        members.sort(key=lambda p: (first[p], level[p], p))
+        nodes = [wiring.nodes[p] for p in members]
+        given, inner = nodes[0].name in clamping.full, bool(wiring.deterministic[members[0]])
+        found.append(NodeGroup(np.array(members, np.intp), nodes, given, inner, chains[members[0]]))
+    return found
+
+
+def _group_edges(plan: Plan, nodes: Sequence[NodeGroup], stacking: bool) -> list[EdgeGroup]:
+    wiring = plan.wiring
+    crowded = np.bincount(wiring.target, minlength=len(wiring.nodes)) > 1
+    group_at, row_at = np.zeros(len(wiring.nodes), np.intp), np.zeros(len(wiring.nodes), np.intp)
+    for place, group in enumerate(nodes):
+        group_at[group.positions], row_at[group.positions] = place, np.arange(len(group.positions))
+    groups: dict[Hashable, list[int]] = {}
+    chains: dict[int, list[Link] | None] = {}
+    for position, edge in enumerate(wiring.edges):
+        chain = chain_of(edge.module, wiring.nodes[wiring.source[position]].shape)
+        if chain is not None and edge.gain != 1.0:
+            chain = [*chain, Link(Gain(edge.gain), nn.Identity())]
+        chains[position] = chain
+        # Any other node keeps the errors that it has pulled back in places of their own, one for each edge.
+        alone = chain is None or not nodes[group_at[wiring.target[position]]].by_units
+        together = stacking and not alone and all(link.kernel.stacks for link in chain or ())
+        kind = (
+            None if together else edge.name,
+            group_at[wiring.source[position]],
+            group_at[wiring.target[position]],
+            None if chain is None else _signature(chain),
+            bool(crowded[wiring.target[position]]),
+        )
+        groups.setdefault(kind, []).append(position)
+    found = []
+    for members in groups.values():
+        members.sort(key=lambda p: (row_at[wiring.target[p]], row_at[wiring.source[p]], p))
+        found.append(
+            EdgeGroup(
+                np.array(members, np.intp),
+                [wiring.edges[p] for p in members],
+                int(group_at[wiring.source[members[0]]]),
+                int(group_at[wiring.target[members[0]]]),
+                row_at[wiring.source[members]],
+                row_at[wiring.target[members]],
+                None if chains[members[0]] is None else [chain for p in members if (chain := chains[p]) is not None],
+            )
+        )
+    return found

@@ -1,0 +1,170 @@
+"""Messages: what edges feed back to their sources, and how free nodes move by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from pcsim.engine.batched import operations as do
+from pcsim.engine.batched.errors import content, each, pull, scale_of, vjp
+from pcsim.engine.batched.memory import EdgeMemory, Memory, NodeMemory, named
+from pcsim.engine.batched.operations import Cell, Operation, Part
+from pcsim.engine.batched.predict import zero
+from pcsim.engine.kernels.kernel import Kernel
+from pcsim.engine.planning.liveness import Phase
+from pcsim.engine.planning.wiring import Mask, Positions, masked
+from pcsim.graph.energy import Scale
+
+
+def relay(memory: Memory, operations: list[Operation], phase: Phase, learn: Mask, dtype: torch.dtype | None) -> None:
+    """Errors through deterministic nodes, within the step."""
+    wiring = memory.wiring
+    for members, _ in reversed(wiring.generations):
+        now = masked(members, len(phase.relay)) & phase.relay
+        for node, rows in memory.node_rows(now):
+            zero(operations, node.part("delta", rows), named(node.names, rows))
+        for edge, rows in memory.edge_rows(phase.message & now[wiring.source]):
+            _send(memory, operations, edge, rows, "delta", 1.0, learn, dtype)
+        pull(memory, operations, now, learn)
+
+
+def send(
+    memory: Memory, operations: list[Operation], message: Mask, learn: Mask, dtype: torch.dtype | None, *, direct: bool
+) -> None:
+    """Messages to free nodes: to what moves them, or straight to their values where they may move at once.
+
+    Args:
+        memory: the program's tensors.
+        operations: to add to.
+        message: edges that feed back.
+        learn: nodes whose incoming edges learn, so that autograd may find their gradients on the same way.
+        dtype: a lower precision for the products; None for that of the values.
+        direct: add rate · message to the values.
+    """
+    goal, factor = ("value", memory.task.relaxation.rate) if direct else ("descent", 1.0)
+    for edge, rows in memory.edge_rows(message):
+        _send(memory, operations, edge, rows, goal, factor, learn, dtype)
+
+
+def _send(
+    memory: Memory,
+    operations: list[Operation],
+    edge: EdgeMemory,
+    rows: Positions,
+    name: str,
+    factor: float,
+    learn: Mask,
+    dtype: torch.dtype | None,
+) -> None:
+    names = named(edge.names, rows)
+    goal = edge.source.part(name, edge.group.source_rows[rows])
+    if edge.trace is not None:
+        delta, cell = delta_after(memory, operations, edge, rows, 0, dtype), edge.message_cell(0, rows)
+        learns = bool(learn[memory.wiring.target[edge.group.positions[0]]])
+        operations.append(Operation("message", partial(vjp, edge.trace, delta, [cell], learns), names))
+        goal.add(operations, "add message", cell, factor, names)
+        return
+    delta = delta_after(memory, operations, edge, rows, 0, dtype)
+    if not edge.chain:
+        goal.add(operations, "add message", delta, factor, names)
+        return
+    kernel, call = edge.chain[0].kernel, edge.call(0, rows, operations)
+    title = f"message {type(kernel).__name__}"
+    if kernel.adds and goal.index is None and dtype is None:
+        operations.append(Operation(title, do.add_message(kernel, call, delta, goal.cell.read(), factor), names))
+        return
+    value = content(edge.activity("present", rows), operations, names, kernel.reads == "input")
+    output = content(edge.place(1, rows), operations, names, kernel.reads == "output")
+    cell = edge.message_cell(0, rows)
+    operations.append(Operation(title, _back(kernel, call, delta, value, output, cell, dtype), names))
+    goal.add(operations, "add message", cell, factor, names)
+
+
+def _back(
+    kernel: Kernel[Any], call: Any, delta: Cell, value: Cell, output: Cell, goal: Cell, dtype: torch.dtype | None
+) -> Any:
+    if kernel.products and dtype is not None:
+        return partial(do.rounded_message, kernel, call, delta, value, output, goal, dtype)
+    return do.message(kernel, call, delta, value, output, goal)
+
+
+def delta_after(
+    memory: Memory,
+    operations: list[Operation],
+    edge: EdgeMemory,
+    rows: Positions,
+    link: int,
+    dtype: torch.dtype | None,
+) -> Cell:
+    """The target's error pulled back to the output of link ``link`` of an edge's chain."""
+    names = named(edge.names, rows)
+    position = int(edge.group.positions[rows[0]])
+    place = edge.target.pulled(edge.group.target_rows[rows], position)
+    if isinstance(place, Part) and place.index is not None:
+        place = edge.target.part("delta", edge.group.target_rows[rows], reader=edge.names[0])
+    delta = do.read(place, operations, names)
+    for later in reversed(range(link + 1, len(edge.chain))):
+        kernel, call = edge.chain[later].kernel, edge.call(later, rows, operations)
+        value = content(edge.place(later, rows), operations, names, kernel.reads == "input")
+        output = content(edge.place(later + 1, rows), operations, names, kernel.reads == "output")
+        cell = edge.message_cell(later, rows)
+        back = _back(kernel, call, delta, value, output, cell, dtype)
+        operations.append(Operation(f"vjp {type(kernel).__name__}", back, names))
+        delta = cell
+    return delta
+
+
+def own_pull(memory: Memory, operations: list[Operation], phase: Phase, *, direct: bool) -> None:
+    """What the active free nodes move by their own errors; straight in their values, or in their descent."""
+    for node, rows in memory.node_rows(phase.active & memory.wiring.free):
+        names = named(node.names, rows)
+        if node.node.energy_function.gaussian:
+            delta = do.read(node.part("delta", rows), operations, names)
+            name, factor = ("value", -memory.task.relaxation.rate) if direct else ("descent", -1.0)
+            node.part(name, rows).add(operations, "own error", delta, factor, names)
+        else:
+            scale = scale_of(memory, node, rows, phase, learning=False)
+            operations.append(Operation("own error", partial(_pull_by_energy, node, rows.tolist(), scale), names))
+
+
+def _pull_by_energy(node: NodeMemory, rows: Sequence[int], scale: Any) -> None:
+    """−∂(π w E)/∂v of nodes with another energy, added to their descent."""
+    own: Scale
+    for row, value, prediction, own in each(node, rows, scale):
+        node.tensor("descent")[row].sub_(node.node.energy_function.value_gradient(value, prediction, own))
+
+
+class Largest:
+    """The largest update of the present step, where the relaxation may stop by it."""
+
+    def __init__(self) -> None:
+        self.update = 0.0
+
+
+def displace(memory: Memory, node: NodeMemory, part: Part, descent: Part, velocity: Part | None, largest: Largest) -> None:
+    """Move nodes by their descent, as the relaxation says."""
+    relaxation = memory.task.relaxation
+    value = _rows(part)
+    move, moved_on = relaxation.displacement(_rows(descent), None if velocity is None else _rows(velocity))
+    if velocity is not None and moved_on is not None:
+        _put(velocity, moved_on)
+    before = value.clone() if relaxation.tolerance is not None else None
+    _put(part, value + move)
+    if node.partial:
+        node.clamp()
+    if before is not None:
+        largest.update = max(largest.update, (_rows(part) - before).abs().max().item())
+
+
+def _rows(part: Part) -> torch.Tensor:
+    return part.cell.read() if part.index is None else part.stack.index_select(0, part.index)
+
+
+def _put(part: Part, tensor: torch.Tensor) -> None:
+    if part.index is None:
+        part.cell.read().copy_(tensor)
+    else:
+        part.stack.index_copy_(0, part.index, tensor)

@@ -1,0 +1,122 @@
+"""Predictions: edges evaluated, what they contribute combined, and transfers applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from pcsim.engine.batched import operations as do
+from pcsim.engine.batched.memory import Activity, EdgeMemory, Memory, NodeMemory, named
+from pcsim.engine.batched.operations import Cell, Operation, Part
+from pcsim.engine.kernels.autograd import Traced
+from pcsim.engine.planning.wiring import Mask, Positions, masked
+
+
+def predict(memory: Memory, operations: list[Operation], refresh: Mask, nodes: Mask, activity: Activity) -> None:
+    """Evaluate edges again, then the predictions that follow, deterministic nodes first.
+
+    Args:
+        memory: the program's tensors.
+        operations: to add to.
+        refresh: edges to evaluate.
+        nodes: nodes to predict.
+        activity: what the edges read.
+    """
+    wiring = memory.wiring
+    for generation in np.unique(wiring.generation[nodes | wiring.any_of(refresh, wiring.target)]):
+        members = wiring.generation == generation
+        for edge, rows in memory.edge_rows(refresh & members[wiring.target]):
+            _evaluate(operations, edge, rows, activity)
+        for node, rows in memory.node_rows(nodes & members):
+            _transfer(memory, operations, node, rows, activity)
+
+
+def _evaluate(operations: list[Operation], edge: EdgeMemory, rows: Positions, activity: Activity) -> None:
+    names = named(edge.names, rows)
+    place: Part | Cell = edge.activity(activity, rows)
+    if edge.length == 0:
+        if edge.direct:
+            value, goal = do.read(place, operations, names), edge.place(0, rows)
+            operations.append(Operation("copy", partial(do.take, do.written(goal), value), names))
+            do.finish(goal, operations, names)
+        return
+    value = do.read(place, operations, names)
+    if edge.trace is not None:
+        goal = edge.place(1, rows)
+        operations.append(Operation("predict", partial(_trace, edge.trace, [value], do.written(goal)), names))
+        do.finish(goal, operations, names)
+        return
+    for position, link in enumerate(edge.chain):
+        goal = edge.place(position + 1, rows)
+        call = edge.call(position, rows, operations)
+        output = do.written(goal)
+        operations.append(Operation(f"predict {_title(link.kernel)}", do.forward(link.kernel, call, value, output), names))
+        do.finish(goal, operations, names)
+        value = output
+
+
+def _title(kernel: object) -> str:
+    return type(kernel).__name__
+
+
+def _trace(trace: Traced, inputs: Sequence[Cell], output: Cell) -> None:
+    output.write(trace.forward([cell.read() for cell in inputs]))
+
+
+def _transfer(
+    memory: Memory, operations: list[Operation], node: NodeMemory, rows: Positions, activity: Activity
+) -> None:
+    names = named(node.names, rows)
+    chosen = masked(node.group.positions[rows], len(memory.wiring.nodes))
+    feeding = list(memory.edge_rows(chosen[memory.wiring.target]))
+    goal: Part | Cell
+    if node.trace is not None:
+        # Edges into such a node are in groups of one, so that sorting them gives the order of its arguments.
+        feeding.sort(key=lambda item: int(item[0].group.positions[0]))
+        cells = [do.read(edge.contribution(some, activity), operations, edge.names) for edge, some in feeding]
+        goal = node.part("prediction", rows)
+        operations.append(Operation("transfer", partial(_trace, node.trace, cells, do.written(goal)), names))
+        do.finish(goal, operations, names)
+        return
+    _combine(operations, node, [item for item in feeding if not item[0].direct], activity)
+    for position, link in enumerate(node.chain):
+        value, goal = do.read(node.place(position, rows), operations, names), node.place(position + 1, rows)
+        call = do.forward(link.kernel, node.calls[position], value, do.written(goal))
+        operations.append(Operation(f"transfer {_title(link.kernel)}", call, names))
+        do.finish(goal, operations, names)
+
+
+def _combine(
+    operations: list[Operation], node: NodeMemory, feeding: list[tuple[EdgeMemory, Positions]], activity: Activity
+) -> None:
+    """Sum what several edges contribute."""
+    if not feeding:
+        return
+    rows = np.unique(np.concatenate([edge.group.target_rows[some] for edge, some in feeding]))
+    names = named(node.names, rows)
+    goal = node.place(0, rows)
+    if all(np.array_equal(edge.group.target_rows[some], rows) for edge, some in feeding):
+        terms = [do.read(edge.contribution(some, activity), operations, names) for edge, some in feeding]
+        operations.append(Operation("combine", partial(do.add_up, do.written(goal), terms), names))
+        do.finish(goal, operations, names)
+        return
+    zero(operations, goal, names)
+    for edge, some in feeding:
+        addend = do.read(edge.contribution(some, activity), operations, edge.names)
+        node.inlet(edge.group.target_rows[some]).add(operations, "combine", addend, 1.0, named(edge.names, some))
+
+
+def zero(operations: list[Operation], place: Part | Cell, names: Sequence[str]) -> None:
+    """Set a part to zero."""
+    assert isinstance(place, Part)
+    operations.append(Operation("zero", place.cell.read().zero_, names))
+    place.scatter(operations, names)
+
+
+def nudge(memory: Memory, node: NodeMemory) -> None:
+    """Put a target a part of the way from its forward prediction to what is given."""
+    value = node.tensor("value")
+    torch.lerp(node.tensor("prediction"), value, memory.at_hand().nudge, out=value)

@@ -1,0 +1,295 @@
+"""A plan compiled into a program: flat lists of operations, in the order in which a run calls them."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcsim.engine.batched import errors, messages
+from pcsim.engine.batched.gradients import Found, learn
+from pcsim.engine.batched.groups import Groups
+from pcsim.engine.batched.memory import Activity, Arena, EdgeMemory, Memory, NodeMemory, reads_prediction_at_start
+from pcsim.engine.batched.operations import Operation, read
+from pcsim.engine.batched.predict import nudge, predict
+from pcsim.engine.planning.liveness import Phase
+from pcsim.engine.planning.plan import Plan
+from pcsim.engine.planning.wiring import Mask, Positions
+from pcsim.engine.problem import Batch, Record, State, record
+from pcsim.graph.statistics import frozen_statistics
+
+FIRST: Positions = np.zeros(1, np.intp)
+
+
+class Program:
+    """Everything bound for one plan and one batch size; running it is calling its operations in turn.
+
+    Args:
+        plan: what to compute.
+        groups: which nodes and edges are computed together.
+        arena: scratch tensors; programs that never hold a state at the same time may share it.
+        direct_moves: add messages straight to values where nothing reads them before the step is over (1.0 to 1.22
+            times as fast); False gathers them first.
+        message_dtype: of the products in messages; None for that of the values.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        groups: Groups,
+        arena: Arena,
+        *,
+        direct_moves: bool = True,
+        message_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.plan, self.groups = plan, groups
+        self._task, self._wiring = plan.task, plan.wiring
+        self._memory, self._message_dtype = Memory(plan, groups, arena), message_dtype
+        self._direct = direct_moves and self._may_move_directly()
+        self._found = Found()
+        self.largest = messages.Largest()
+        self.start = self._compile_start()
+        self.steps = [self._compile_step(phase) for phase in plan.phases]
+        """What brings predictions up to date, and what follows from them, of each different step."""
+        self._views = self._state_views()
+        self._closing: dict[int, list[Operation]] = {}
+        self._learning: dict[int, list[Operation]] = {}
+        self.bring_weights: list[Operation] = []
+        self._find_stacks()
+
+    def _find_stacks(self) -> None:
+        """Stacked weights are known once the operations that read them are."""
+        self.bring_weights = [operation for edge in self._memory.edges for operation in edge.stacking()]
+
+    def _may_move_directly(self) -> bool:
+        """Whether messages may be added to values at once, while other messages still wait to be computed."""
+        relaxation = self._task.relaxation
+        plain = relaxation.plain and relaxation.tolerance is None and not self._task.learns_each_step
+        gaussian = bool(self._wiring.gaussian[self._wiring.free].all())
+        read_late = any(edge.chain and edge.chain[0].kernel.reads == "input" for edge in self._memory.edges)
+        return plain and gaussian and not read_late
+
+    # Start
+
+    def load(self, batch: Batch, previous: State | None) -> None:
+        """Take over what a new batch gives: clamps, masks, the seed of random draws; and the present weights."""
+        self._memory.batch = batch
+        for operation in self.bring_weights:
+            operation.call()
+        for node in self._memory.nodes:
+            node.load(batch, previous, self.plan)
+
+    def _compile_start(self) -> list[Operation]:
+        depth = self._depths()
+        later = np.array([node.predicted for node in self._wiring.nodes], bool) & (depth == 0)
+        operations: list[Operation] = []
+        memory = self._memory
+        for level in range(1, int(depth.max(initial=0)) + 1):
+            now = depth == level
+            predict(memory, operations, now[self._wiring.target], now, "start")
+            for node, _ in memory.node_rows(now):
+                if node.partial:
+                    copy = partial(node.tensor("value").copy_, node.tensor("prediction"))
+                    operations += [Operation("copy", copy, node.names), Operation("clamp", node.clamp, node.names)]
+        predict(memory, operations, later[self._wiring.target], later, "start")
+        for node in memory.nodes:
+            if reads_prediction_at_start(node):
+                copy = partial(node.tensor("value").copy_, node.tensor("prediction"))
+                operations.append(Operation("copy", copy, node.names))
+        for node in memory.nodes:
+            for kept, original in node.copies:
+                operations.append(Operation("keep", partial(kept.copy_, original), node.names))
+        if self._task.nudged:
+            targets = [node for node in memory.nodes if node.group.given and node.node.incoming]
+            operations += [Operation("nudge", partial(nudge, memory, node), node.names) for node in targets]
+        return operations
+
+    def _depths(self) -> Positions:
+        """How many predictions lie before each node's own in the forward pass; 0 where none gives its value."""
+        nodes, clamping = self._wiring.nodes, self._task.clamping
+        place = {node.name: position for position, node in enumerate(nodes)}
+        depth = np.zeros(len(nodes), np.intp)
+        for component in clamping.components:
+            for name in sorted(component, key=clamping.position.__getitem__):
+                node, inner = nodes[place[name]], name in clamping.deterministic
+                if inner or (name not in clamping.full and name not in clamping.cyclic and node.predicted):
+                    before = (int(depth[place[edge.source_name]]) for edge in node.incoming)
+                    depth[place[name]] = 1 + max(before, default=0)
+        return depth
+
+    # Steps
+
+    def _compile_step(self, phase: Phase) -> tuple[list[Operation], list[Operation]]:
+        """What brings predictions up to date, and what follows from them."""
+        memory, each_step = self._memory, self._task.learns_each_step
+        predictions: list[Operation] = []
+        predict(memory, predictions, phase.refresh, phase.predict, "present")
+        operations: list[Operation] = []
+        learning = phase.learn if each_step else self._learns_from_sent
+        errors.compare(memory, operations, phase, learning=False)
+        if not self._direct:
+            for node, rows in memory.node_rows(phase.move):
+                part = node.part("descent", rows)
+                operations.append(Operation("zero", part.cell.read().zero_, node.names))
+                part.scatter(operations, node.names)
+        messages.own_pull(memory, operations, phase, direct=self._direct)
+        errors.pull(memory, operations, phase.active, learning)
+        messages.relay(memory, operations, phase, learning, self._message_dtype)
+        to_free = phase.message & self._wiring.free[self._wiring.source]
+        messages.send(memory, operations, to_free, learning, self._message_dtype, direct=self._direct)
+        if each_step:
+            learn(memory, operations, self._found, phase, "present", np.ones(len(phase.active)), phase.message)
+        self._move(operations, phase)
+        return predictions, operations
+
+    def _move(self, operations: list[Operation], phase: Phase) -> None:
+        for node, rows in self._memory.node_rows(phase.move):
+            if not self._direct:
+                velocity = None if self._task.relaxation.plain else node.part("velocity", rows)
+                parts = node.part("value", rows), node.part("descent", rows), velocity
+                move = partial(messages.displace, self._memory, node, *parts, self.largest)
+                operations.append(Operation("move", move, node.names))
+            elif node.partial:
+                operations.append(Operation("clamp", node.clamp, node.names))
+
+    @property
+    def _learns_from_sent(self) -> Mask:
+        """Nodes whose incoming edges learn, after the relaxation, from the errors that they have sent."""
+        return ~np.isnan(self.plan.lasting_errors)
+
+    def closing(self, steps: int) -> list[Operation]:
+        """Operations that bring every prediction up to date with the last step."""
+        if steps not in self._closing:
+            self._closing[steps] = []
+            predict(self._memory, self._closing[steps], *self.plan.closing(steps), "present")
+            self._bring_new_stacks()
+        return self._closing[steps]
+
+    def learning(self, steps: int) -> list[Operation]:
+        """Operations that compute the learning rule's gradients after so many steps."""
+        if steps not in self._learning:
+            memory, phase = self._memory, self.plan.learning(steps)
+            operations: list[Operation] = []
+            activity: Activity = "forward" if self._task.rule.at_forward else "present"
+            predict(memory, operations, phase.refresh, phase.predict, activity)
+            sent = self.plan.lasting_errors
+            anew = attrs.evolve(phase, active=phase.active & np.isnan(sent))
+            errors.compare(memory, operations, anew, learning=True)
+            errors.pull(memory, operations, anew.active, phase.learn)
+            messages.relay(memory, operations, phase, phase.learn, None)
+            been_sent = np.zeros(len(self._wiring.edges), bool)
+            for step in self.plan.phases:
+                been_sent |= step.message
+            traced = (been_sent & ~np.isnan(sent)[self._wiring.target]) | phase.message
+            factors = np.where(np.isnan(sent), 1.0, sent)
+            learn(memory, operations, self._found, phase, activity, factors, traced)
+            self._learning[steps] = operations
+            self._bring_new_stacks()
+        return self._learning[steps]
+
+    def _bring_new_stacks(self) -> None:
+        """What was compiled late may read weights in stacks that no earlier operation did."""
+        known = len(self.bring_weights)
+        self._find_stacks()
+        if len(self.bring_weights) > known:
+            with torch.no_grad():
+                for operation in self.bring_weights:
+                    operation.call()
+
+    def found(self) -> Found:
+        """Gradients by parameter that the last operations have found, to be kept by the caller."""
+        gradients = Found(self._found)
+        self._found.clear()
+        return gradients
+
+    # What a run leaves
+
+    def record(self, step: int) -> Record:
+        """Energies and errors of this state, and F_t with this step's precision."""
+
+        def of(name: str, node: str) -> Tensor:
+            memory, row = self._memory.rows[node]
+            return memory.tensor(name)[row]
+
+        return record(self._task, self._memory.at_hand(), step, partial(of, "value"), partial(of, "prediction"))
+
+    def finite(self) -> bool:
+        """Whether every value that moved is finite, and small enough for its square to be."""
+        moving = [n.tensor("value") for n in self._memory.nodes if not (n.group.given or n.group.deterministic)]
+        norms = [torch.linalg.vector_norm(value) for value in moving]
+        return not norms or math.isfinite((norms[0] if len(norms) == 1 else torch.stack(norms).max()).item())
+
+    def lost(self) -> str:
+        """Name of a node whose value is not finite, or too large."""
+        norms = ((name, torch.linalg.vector_norm(value)) for name, value in self._views[0].items())
+        return next((name for name, norm in norms if not bool(torch.isfinite(norm))), "unknown")
+
+    def update_statistics(self, steps: int) -> None:
+        """Evaluate the modules that keep statistics once more, on the activity that they saw last, and let them."""
+        if self._task.learns_each_step:  # values and weights have moved on since the last step's predictions
+            for operation in self.bring_weights:
+                operation.call()
+            with frozen_statistics(self._task.fingerprint.normalising):
+                for operation in self.closing(steps):
+                    operation.call()
+        keeping = {id(module) for module in self._task.fingerprint.normalising}
+        activity: Activity = "forward" if self._task.rule.at_forward else "present"
+        for edge in self._memory.edges:
+            self._count_edge(edge, keeping, activity)
+        for node in self._memory.nodes:
+            self._count_node(node, keeping)
+
+    def _count_edge(self, edge: EdgeMemory, keeping: set[int], activity: Activity) -> None:
+        owner, seed = edge.group.edges[0], self._memory.at_hand().seed
+        if not owner.moves and not any(id(module) in keeping for module in owner.modules()):
+            return
+        if edge.trace is not None:
+            owner.contribute(edge.trace.inputs[0].detach(), seed, hold=False)
+            return
+        for position, link in enumerate(edge.chain):
+            if id(link.module) in keeping:
+                place = edge.place(position, FIRST) if position else edge.activity(activity, FIRST)
+                link.module(read(place, [], edge.names).read())
+
+    def _count_node(self, node: NodeMemory, keeping: set[int]) -> None:
+        for position, link in enumerate(node.chain):
+            if id(link.module) in keeping:
+                link.module(read(node.place(position, FIRST), [], node.names).read())
+        counts = node.node.moves or any(id(module) in keeping for module in node.node.modules())
+        if node.trace is not None and counts:
+            given = [tensor.detach() for tensor in node.trace.inputs]
+            node.node.predict(given, self._memory.at_hand().seed, hold=False)
+
+    def _state_views(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        views: tuple[dict[str, Tensor], ...] = ({}, {}, {})
+        for node in self._wiring.nodes:
+            memory, row = self._memory.rows[node.name]
+            for name, of in zip(("value", "forward_value", "forward_prediction"), views, strict=True):
+                if name in memory.tensors:
+                    of[node.name] = memory.tensors[name][row]
+        return views[0], views[1], views[2]
+
+    def holds(self, state: State) -> bool:
+        """Whether a state's tensors are those of this program."""
+        return state.value is self._views[0]
+
+    def state(self, batch: Batch, steps: int) -> State:
+        """Views of the tensors, by node name; the next run of this program overwrites them."""
+        return State(self._task, batch, *self._views, steps=steps)
+
+    def __str__(self) -> str:
+        lines = [str(self.groups), "start:", *(f"  {each}" for each in (*self.bring_weights, *self.start))]
+        first = 0
+        for last, position in enumerate(self.plan.sequence):
+            if last + 1 < len(self.plan.sequence) and self.plan.sequence[last + 1] == position:
+                continue
+            lines.append(f"step {first}:" if first == last else f"steps {first} to {last}:")
+            lines += [f"  {each}" for each in (*self.steps[position][0], *self.steps[position][1])]
+            first = last + 1
+        if not self._task.learns_each_step:
+            lines += ["learn:", *(f"  {each}" for each in self.learning(len(self.plan.sequence)))]
+        return "\n".join(lines)

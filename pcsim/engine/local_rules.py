@@ -1,0 +1,347 @@
+"""The local rules of SPEC §2 and §4 by autograd, node by node: the reference engine, reading, and telling what diverged.
+
+Nothing here looks further than a node, its edges and their other ends; where a deterministic node stands between, it
+is passed within the step, as the SPEC says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pcsim.engine.problem import Batch, Record, State, Task, origin, precision_gradient, record
+from pcsim.errors import DivergenceError
+from pcsim.graph.energy import Scale
+from pcsim.graph.statistics import frozen_statistics
+
+MODERATE = 1e4
+"""What is below this in size cannot be blamed for a module that makes NaN or infinity of it."""
+
+
+class Evaluation:
+    """What the local rules make of one state (SPEC §2), each number computed when it is first asked for.
+
+    Args:
+        task: the network with its clamps and rules.
+        batch: sizes and the seed of random draws.
+        activity: what the edges read, by source name; deterministic nodes follow from the others.
+        value: what the errors compare with the predictions, by node name.
+        step: whose precision weighs the errors.
+        learning: errors are those that the weights learn from, and their gradients are wanted too.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        batch: Batch,
+        activity: Mapping[str, Tensor],
+        value: Mapping[str, Tensor],
+        step: int,
+        *,
+        learning: bool = False,
+    ) -> None:
+        self.task, self.batch, self.value = task, batch, value
+        self._activity, self._step, self._learning = activity, step, learning
+        self._deterministic, self._position = task.clamping.deterministic, task.clamping.position
+        self._contribution: dict[str, Tensor] = {}
+        self._prediction: dict[str, Tensor] = {}
+        self._graph: dict[str, tuple[list[Tensor], Tensor]] = {}
+        self._delta: dict[str, Tensor] = {}
+        self._message: dict[str, Tensor] = {}
+        self._gradient: dict[str, dict[nn.Parameter, Tensor]] = {}
+
+    def activity(self, name: str) -> Tensor:
+        """What a node's outgoing edges read, (batch, *shape)."""
+        return self.prediction(name) if name in self._deterministic else self._activity[name]
+
+    def prediction(self, name: str) -> Tensor:
+        """u_n, (batch, *shape)."""
+        if name not in self._prediction:
+            for before in self._in_order(self._deterministic_before(name)):
+                self._predict(before)
+            self._predict(name)
+        return self._prediction[name]
+
+    def contribution(self, edge: str) -> Tensor:
+        """a_e, (batch, *shape before the target's transfer)."""
+        self.prediction(self.task.network.edges[edge].target_name)
+        return self._contribution[edge]
+
+    def delta(self, name: str) -> Tensor:
+        """δ_n = −∂(π_n w_n E_n)/∂u_n, or the sum of the messages to a deterministic node, (batch, *shape)."""
+        if name not in self._delta:
+            for after in reversed(self._in_order(self._deterministic_after(name))):
+                self._compare(after)
+        return self._delta[name]
+
+    def message(self, edge: str) -> Tensor:
+        """m_e, (batch, *source shape)."""
+        if edge not in self._message:
+            self._vjp(self.task.network.edges[edge].target_name)
+        return self._message[edge]
+
+    def gradients(self, name: str) -> dict[nn.Parameter, Tensor]:
+        """Gradients of the parameters of a node and its incoming edges, divided by the batch size.
+
+        A parameter that autograd does not reach from the prediction is left out, as by ``backward()``.
+        """
+        if name not in self._gradient:
+            self._vjp(name)
+        return self._gradient[name]
+
+    def scale(self, name: str) -> Scale:
+        """The factor on a node's energy: π w, or, for what the weights learn from, what their rule says (SPEC §4)."""
+        if self._learning and not self.task.rule.every_step:
+            return self.task.network.nodes[name].energy_weight
+        return self.task.scale(name, self._step)
+
+    def descent(self, name: str) -> Tensor:
+        """−∂F_t/∂v_n = −∂(π_n w_n E_n)/∂v_n + Σ m_e over outgoing e, (batch, *shape)."""
+        node, value = self.task.network.nodes[name], self.value[name].contiguous()
+        total = torch.zeros_like(value)
+        if node.predicted:
+            total = total - node.energy_function.value_gradient(value, self.prediction(name), self.scale(name))
+        return sum((self.message(edge.name) for edge in node.outgoing), total)
+
+    def record(self) -> Record:
+        """Energies and errors of this state, and F_t."""
+        return record(self.task, self.batch, self._step, self.value.__getitem__, self.prediction)
+
+    def _predict(self, name: str) -> None:
+        if name in self._prediction:
+            return
+        node, seed = self.task.network.nodes[name], self.batch.seed
+        leaves = [self.activity(edge.source_name).detach().contiguous().requires_grad_() for edge in node.incoming]
+        with torch.enable_grad():
+            given = [edge.contribute(leaf, seed) for edge, leaf in zip(node.incoming, leaves, strict=True)]
+            output = node.predict(given, seed) if given else node.predict_from_prior(self.batch.size)
+        for edge, contribution in zip(node.incoming, given, strict=True):
+            self._contribution[edge.name] = contribution.detach()
+        self._graph[name], self._prediction[name] = (leaves, output), output.detach().contiguous()
+
+    def _compare(self, name: str) -> None:
+        if name in self._delta:
+            return
+        node, prediction = self.task.network.nodes[name], self.prediction(name)
+        if name in self._deterministic:
+            messages = (self.message(edge.name) for edge in node.outgoing)
+            self._delta[name] = sum(messages, torch.zeros_like(prediction))
+        else:
+            rule = self.task.rule.delta if self._learning else self.task.rule.descent
+            value = self.value[name].contiguous()
+            self._delta[name] = rule(node.energy_function, value, prediction, self.scale(name))
+
+    def _vjp(self, name: str) -> None:
+        """The error pulled back through a node's transfer and its edges, to their sources and all parameters."""
+        delta, node = self.delta(name), self.task.network.nodes[name]
+        self.prediction(name)
+        leaves, output = self._graph.pop(name)
+        parameters = node.trainable if self._learning else []
+        wanted = [*leaves, *parameters]
+        found: tuple[Tensor | None, ...] = (None,) * len(wanted)
+        if wanted and output.requires_grad:
+            found = torch.autograd.grad(output, wanted, delta, allow_unused=True)
+        for edge, leaf, message in zip(node.incoming, leaves, found, strict=False):
+            self._message[edge.name] = torch.zeros_like(leaf) if message is None else message
+        reached = zip(parameters, found[len(leaves) :], strict=True)
+        own = {parameter: gradient / -self.batch.size for parameter, gradient in reached if gradient is not None}
+        learned = node.log_precision
+        if learned is not None and learned.requires_grad and self._learning and name not in self._deterministic:
+            factor = self.scale(name)
+            if not self.task.rule.every_step:
+                factor = factor * learned.detach().exp()
+            own[learned] = precision_gradient(node, self.value[name].contiguous(), self._prediction[name], factor)
+        self._gradient[name] = own
+
+    def _deterministic_before(self, name: str) -> set[str]:
+        """Deterministic nodes that a prediction reads, directly or through others, and that have none yet."""
+        nodes, found, frontier = self.task.network.nodes, set[str](), [name]
+        while frontier:
+            for edge in nodes[frontier.pop()].incoming:
+                before = edge.source_name
+                if before in self._deterministic and before not in self._prediction and before not in found:
+                    found.add(before)
+                    frontier.append(before)
+        return found
+
+    def _deterministic_after(self, name: str) -> set[str]:
+        """A node and, where it is deterministic, all whose errors pass through it and are not known yet."""
+        nodes, found, frontier = self.task.network.nodes, {name}, [name]
+        while frontier:
+            current = frontier.pop()
+            for edge in nodes[current].outgoing if current in self._deterministic else ():
+                if edge.target_name not in found and edge.target_name not in self._delta:
+                    found.add(edge.target_name)
+                    frontier.append(edge.target_name)
+        return found
+
+    def _in_order(self, names: Iterable[str]) -> list[str]:
+        return sorted(names, key=self._position.__getitem__)
+
+
+def start(task: Task, batch: Batch, previous: State | None) -> State:
+    """The feed-forward start, and the stated rule where no forward pass gives a value (SPEC §2, Start)."""
+    clamping, nodes = task.clamping, task.network.nodes
+    value: dict[str, Tensor] = {}
+    prediction: dict[str, Tensor] = {}
+    for component in clamping.components:
+        for name in component:
+            if name in clamping.full:
+                value[name] = batch.clamps[name].value.clone(memory_format=torch.contiguous_format)
+            elif name not in clamping.deterministic and (name in clamping.cyclic or not nodes[name].predicted):
+                value[name] = batch.clamped(name, origin(task, batch, nodes[name], previous))
+        for name in sorted(component, key=clamping.position.__getitem__):
+            if name not in value:
+                prediction[name] = predict(task, batch, name, value)
+                value[name] = batch.clamped(name, prediction[name])
+    for name, node in nodes.items():
+        if node.predicted and name not in prediction:
+            prediction[name] = predict(task, batch, name, value)
+    if task.nudged:
+        for name in clamping.targets:
+            value[name] = torch.lerp(prediction[name], value[name], batch.nudge)
+    return State(task, batch, dict(value), value, prediction)
+
+
+def predict(task: Task, batch: Batch, name: str, value: Mapping[str, Tensor], *, hold: bool = True) -> Tensor:
+    """u_n from the values of its sources, (batch, *shape), without a trace; ``hold=False`` lets statistics move."""
+    node = task.network.nodes[name]
+    with torch.no_grad():
+        given = [
+            edge.contribute(value[edge.source_name].contiguous(), batch.seed, hold=hold) for edge in node.incoming
+        ]
+        if given:
+            return node.predict(given, batch.seed, hold=hold).contiguous()
+        # A copy: what starts at a learned prior must not move with it.
+        return node.predict_from_prior(batch.size).clone(memory_format=torch.contiguous_format)
+
+
+def begin(task: Task, batch: Batch, previous: State | None) -> State:
+    """The start, and whether every free node has a finite value there.
+
+    Raises:
+        DivergenceError: one has not; names it, and the module or the weights that made it so.
+    """
+    state = start(task, batch, previous)
+    lost = next((name for name in task.clamping.free if not finite(state.value[name])), None)
+    if lost is not None:
+        raise divergence(task, lost, None, blamed(Evaluation(task, batch, state.value, state.value, 0)))
+    return state
+
+
+def steps(state: State) -> Iterator[Evaluation]:
+    """Take all steps from a state on, every free node from the same state; what is made of it, before each is taken.
+
+    Raises:
+        DivergenceError: a latent became NaN or infinite; names the node and the step, or the module that made it.
+    """
+    task, batch = state.task, state.batch
+    velocity: dict[str, Tensor | None] = dict.fromkeys(task.clamping.free)
+    for step in range(task.relaxation.steps):
+        now = Evaluation(task, batch, dict(state.value), dict(state.value), step)
+        yield now
+        largest = 0.0
+        for name in task.clamping.free:
+            before = state.value[name]
+            move, velocity[name] = task.relaxation.displacement(now.descent(name), velocity[name])
+            state.value[name] = batch.clamped(name, before + move)
+            # The norm, since errors of values whose squares overflow would make the gradients infinite next.
+            if not finite(state.value[name]):
+                raise divergence(task, name, step, blamed(now))
+            largest = max(largest, (state.value[name] - before).abs().max().item())
+        state.steps = step + 1
+        if task.settled(largest, step):
+            break
+
+
+def finite(value: Tensor) -> bool:
+    """Whether a value is finite, and small enough for its square to be."""
+    return bool(torch.isfinite(torch.linalg.vector_norm(value)))
+
+
+def divergence(task: Task, node: str, step: int | None, cause: str = "") -> DivergenceError:
+    """The error for a latent that was lost at a step, or in the forward pass if that is None."""
+    lost = f"node {node!r} became NaN or infinite at inference step {step}"
+    if step is None:
+        lost = f"node {node!r} is NaN or infinite after the forward pass, before any inference step"
+    if cause:
+        return DivergenceError(f"{lost}: {cause}")
+    if step is None:
+        return DivergenceError(f"{lost}; look at the weights, which a smaller learning rate usually keeps finite")
+    return DivergenceError(
+        f"{lost}; a smaller rate than {task.relaxation.rate:g} usually helps, or less momentum, or smaller weights or "
+        "precisions"
+    )
+
+
+def blamed(now: Evaluation) -> str:
+    """The module or energy that made NaN or infinity of moderate numbers, and what to do; empty if there is none."""
+    network, clamping = now.task.network, now.task.clamping
+    for name in (name for name in clamping.order if network.nodes[name].predicted):
+        node, prediction = network.nodes[name], now.prediction(name)
+        for edge in node.incoming:
+            if _moderate(now.activity(edge.source_name)) and not _whole(now.contribution(edge.name)):
+                return (
+                    f"edge {edge.name!r}: its module, {edge.module!r}, made NaN or infinity of finite values; look at "
+                    "the module, no rate mends it"
+                )
+        if all(_moderate(now.contribution(edge.name)) for edge in node.incoming) and not _whole(prediction):
+            return (
+                f"its combine, {node.combine!r}, or transfer, {node.transfer!r}, made NaN or infinity of finite "
+                "contributions; look at the module, no rate mends it"
+            )
+        if name in clamping.deterministic or not (_moderate(prediction) and _moderate(now.value[name])):
+            continue
+        energy, scale = node.energy_function, now.scale(name)
+        for gradient in (energy.value_gradient, energy.prediction_gradient):
+            if not _whole(gradient(now.value[name], prediction, scale)):
+                return (
+                    f"the energy of node {name!r}, {energy!r}, has a NaN or infinite derivative at finite values and "
+                    "predictions; look at the energy, no rate mends it"
+                )
+    for edge in network.edges.values():
+        if _moderate(now.delta(edge.target_name)) and not _whole(now.message(edge.name)):
+            return (
+                f"edge {edge.name!r}: its module, {edge.module!r}, or what follows it, has a NaN or infinite derivative "
+                "at finite values; look at the module, no rate mends it"
+            )
+    return ""
+
+
+def _whole(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _moderate(tensor: Tensor) -> bool:
+    return _whole(tensor) and (not tensor.numel() or float(tensor.abs().max()) < MODERATE)
+
+
+def gradients(now: Evaluation, names: Iterable[str]) -> dict[nn.Parameter, Tensor]:
+    """Gradients of the parameters of these nodes and their incoming edges, summed where several share one."""
+    total: dict[nn.Parameter, Tensor] = {}
+    for name in names:
+        for parameter, gradient in now.gradients(name).items():
+            total[parameter] = total[parameter] + gradient if parameter in total else gradient
+    return total
+
+
+def learned_from(state: State) -> Evaluation:
+    """What the task's learning rule sees of a relaxed state, at the present weights (SPEC §4)."""
+    activity = state.forward_value if state.task.rule.at_forward else state.value
+    return Evaluation(state.task, state.batch, activity, state.value, state.last_step, learning=True)
+
+
+def update_statistics(state: State) -> None:
+    """Evaluate all modules that keep statistics once more, on the activity that the rule learns from, and let them."""
+    task, batch = state.task, state.batch
+    activity = dict(state.forward_value)
+    if not task.rule.at_forward:
+        # Evaluated anew: values of deterministic nodes follow from the others', and from weights that may move.
+        with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
+            now = Evaluation(task, batch, state.value, state.value, state.last_step)
+            activity = {name: now.activity(name) for name in task.network.nodes}
+    for name, node in task.network.nodes.items():
+        if node.predicted:
+            predict(task, batch, name, activity, hold=False)

@@ -1,0 +1,1 @@
+"""What must be computed at which step, found before any tensor exists."""

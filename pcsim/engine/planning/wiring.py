@@ -1,0 +1,150 @@
+"""A task's graph as arrays: sets of nodes and edges are boolean masks over their positions in the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from pcsim.engine.problem import Task
+
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Positions: TypeAlias = npt.NDArray[np.intp]
+Factors: TypeAlias = npt.NDArray[np.float64]
+
+
+class Wiring:
+    """Ends of edges, kinds of nodes, and who uses which parameter.
+
+    Args:
+        task: of which only the graph, the clamped names and what learns are used.
+    """
+
+    def __init__(self, task: Task) -> None:
+        clamping, network = task.clamping, task.network
+        self.nodes = list(network.nodes.values())
+        self.edges = list(network.edges.values())
+        place = {node.name: position for position, node in enumerate(self.nodes)}
+        self.source = np.array([place[edge.source_name] for edge in self.edges], np.intp)
+        self.target = np.array([place[edge.target_name] for edge in self.edges], np.intp)
+        self.free = self._mask(clamping.free, place)
+        self.energetic = self._mask(clamping.energetic, place)
+        self.deterministic = self._mask(clamping.deterministic, place)
+        self.energy_weight = np.array([node.energy_weight for node in self.nodes])
+        numbers = [node.own_precision if node.log_precision is None else None for node in self.nodes]
+        self.own_precision = np.array([p if isinstance(p, float) else np.nan for p in numbers], np.float64)
+        """The nodes' own precisions; NaN where one is a tensor or learned."""
+        partial = self._mask(clamping.partial, place)
+        self.gaussian = np.array([node.energy_function.gaussian for node in self.nodes], bool)
+        self.proportional = self.gaussian & ~np.isnan(self.own_precision) & ~partial
+        """Nodes whose error is a number times value − prediction, all of whose units are free, or all given."""
+        self.level = np.array([clamping.levels.get(node.name, -1) for node in self.nodes], np.intp)
+        """Level of each node, −1 where it reaches no target."""
+        self.deepest = int(self.level.max(initial=0))
+        restless = np.array([not node.energy_function.rests_at_prediction for node in self.nodes], bool)
+        given = self._mask(clamping.full, place) | partial
+        self.live_at_start = self.energetic & (given | self._mask(clamping.cyclic, place) | restless)
+        self.generations = self._generations([place[name] for name in clamping.deterministic_order])
+        """Deterministic nodes by how many deterministic ones lie before them, with the edges into each generation."""
+        self.generation = np.full(len(self.nodes), len(self.generations), np.intp)
+        """Place in ``generations`` of each deterministic node; all others come after the last."""
+        for number, (members, _) in enumerate(self.generations):
+            self.generation[members] = number
+        self.between = self.deterministic[self.source]
+        """Edges out of deterministic nodes."""
+        self.hears = self.free.copy()
+        """Nodes to which messages matter: free, or deterministic and read, somewhere below, from a free one."""
+        for generation, into in self.generations:
+            self.hears[generation] |= self.any_of(into & self.hears[self.source], self.target)[generation]
+        self._find_parameters(task)
+        self.learns = self.any_of(np.isin(np.arange(len(self.edges)), self.edge_user), self.target)
+        """Nodes from whose errors some parameter learns: of an edge into them, their own, or below a deterministic."""
+        self.learns[self.node_user] = True
+        for generation, into in self.generations:
+            passed = self.any_of(into & self.between & self.learns[self.source], self.target)
+            self.learns[generation] |= passed[generation]
+
+    def _find_parameters(self, task: Task) -> None:
+        place = {parameter: position for position, parameter in enumerate(task.fingerprint.parameters)}
+        self.parameters = list(place)
+        of_edges = [list(edge.module.parameters()) for edge in self.edges]
+        # A deterministic node has no error, and so nothing to learn a precision from.
+        of_nodes = [
+            [p for p in node.parameters() if not (inner and p is node.log_precision)]
+            for node, inner in zip(self.nodes, self.deterministic, strict=True)
+        ]
+        self.edge_user, self.edge_used = _uses(place, of_edges)
+        self.node_user, self.node_used = _uses(place, of_nodes)
+
+    @staticmethod
+    def _mask(names: Iterable[str], place: dict[str, int]) -> Mask:
+        mask = np.zeros(len(place), bool)
+        mask[[place[name] for name in names]] = True
+        return mask
+
+    def _generations(self, order: list[int]) -> list[tuple[Positions, Mask]]:
+        depth = dict.fromkeys(order, 0)
+        incoming: dict[int, list[int]] = {position: [] for position in order}
+        for source, target in zip(self.source.tolist(), self.target.tolist(), strict=True):
+            if target in incoming:
+                incoming[target].append(source)
+        for position in order:
+            depth[position] = max((depth[before] + 1 for before in incoming[position] if before in depth), default=0)
+        members: list[list[int]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
+        for position in order:
+            members[depth[position]].append(position)
+        return [(np.array(each, np.intp), np.isin(self.target, each)) for each in members]
+
+    def any_of(self, edges: Mask, ends: Positions) -> Mask:
+        """Nodes at these ends of these edges."""
+        mask = np.zeros(len(self.nodes), bool)
+        mask[ends[edges]] = True
+        return mask
+
+    def upstream(self, nodes: Mask) -> Mask:
+        """Deterministic nodes that the predictions of ``nodes`` read."""
+        if not self.generations:
+            return np.zeros_like(nodes)
+        reached = nodes.copy()
+        for generation, _ in reversed(self.generations):
+            reached[generation] |= self.any_of(self.between & reached[self.target], self.source)[generation]
+        found: Mask = reached & self.deterministic
+        return found
+
+    def downstream(self, edges: Mask, nodes: Mask) -> Mask:
+        """Nodes with an energy whose predictions change with these edges' contributions or nodes' transfers."""
+        changed = nodes | self.any_of(edges, self.target)
+        for generation, into in self.generations:
+            changed[generation] |= self.any_of(into & self.between & changed[self.source], self.target)[generation]
+        if self.generations:
+            changed |= self.any_of(self.between & changed[self.source], self.target)
+        return changed & self.energetic
+
+    def learned(self, nodes: Mask) -> Mask:
+        """Positions of the parameters that learn from the errors of these nodes."""
+        learned = np.zeros(len(self.parameters), bool)
+        learned[self.edge_used[nodes[self.target[self.edge_user]]]] = True
+        learned[self.node_used[nodes[self.node_user]]] = True
+        return learned
+
+
+def masked(members: Positions, size: int) -> Mask:
+    """The mask of these positions."""
+    mask = np.zeros(size, bool)
+    mask[members] = True
+    return mask
+
+
+def _uses(place: dict[nn.Parameter, int], parts: list[list[nn.Parameter]]) -> tuple[Positions, Positions]:
+    """Pairs of a part's position and a trainable parameter's that it uses."""
+    pairs = [
+        (position, place[parameter])
+        for position, part in enumerate(parts)
+        for parameter in part
+        if parameter.requires_grad
+    ]
+    users, used = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(users, np.intp), np.array(used, np.intp)

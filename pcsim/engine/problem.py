@@ -1,0 +1,221 @@
+"""What every engine is given: a task, known before any tensor exists, and a batch; and what it leaves: a state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from pcsim.dynamics.inference import Relaxation
+from pcsim.dynamics.learning import LearningRule
+from pcsim.graph.clamping import Clamping
+from pcsim.graph.energy import Scale
+from pcsim.graph.fingerprint import Fingerprint
+from pcsim.graph.network import Network
+from pcsim.graph.node import Node
+
+Gradients = Mapping[nn.Parameter, Tensor]
+"""Gradient by parameter, divided by the batch size; a parameter that no error has reached is left out."""
+
+
+@attrs.frozen
+class Task:
+    """What to compute, whatever the numbers: the graph, which of its nodes are clamped, and the rules that move it.
+
+    Tasks are equal where they hold the same objects, so that plans and programs are kept by them.
+
+    Args:
+        clamping: the network and which of its nodes are clamped.
+        fingerprint: the network's modules and parameters; another one once anything about them has changed.
+        relaxation: how the free nodes move.
+        rule: how the weights learn.
+        learns_each_step: the weights learn during the relaxation.
+        record: keep the energy of every node before each step and after the last.
+        nudged: targets are clamped only a part of the way to what is given.
+    """
+
+    clamping: Clamping
+    fingerprint: Fingerprint
+    relaxation: Relaxation
+    rule: LearningRule
+    learns_each_step: bool = False
+    record: bool = False
+    nudged: bool = False
+
+    @property
+    def network(self) -> Network:
+        """The network to relax."""
+        return self.clamping.network
+
+    def scheduled(self, node: str, step: int) -> float:
+        """The schedule's factor on a node's own precision at a step."""
+        return self.relaxation.precision.at(step, self.clamping.levels.get(node), self.relaxation.steps)
+
+    def precision(self, node: str, step: int) -> Scale:
+        """π_n(t) at the node's present own precision: a number, 0-d or (*shape)."""
+        own = self.network.nodes[node].own_precision
+        return self.scheduled(node, step) * (own.detach() if isinstance(own, Tensor) else own)
+
+    def scale(self, node: str, step: int) -> Scale:
+        """π_n(t) w_n: a number, 0-d or (*shape)."""
+        return self.network.nodes[node].energy_weight * self.precision(node, step)
+
+    def settled(self, largest_update: float, step: int) -> bool:
+        """Whether the relaxation may stop: its updates are small, and every error has arrived."""
+        tolerance = self.relaxation.tolerance
+        return tolerance is not None and largest_update < tolerance and step >= max(self.arrivals.values(), default=0)
+
+    @property
+    def arrivals(self) -> dict[str, int]:
+        """Level by name of the nodes with an energy that reach a target."""
+        levels = self.clamping.levels
+        return {name: levels[name] for name in self.clamping.energetic if name in levels}
+
+
+@attrs.frozen(eq=False)
+class Clamp:
+    """What is given of one node.
+
+    Args:
+        value: (batch, *shape).
+        mask: which units are given, bool, (*shape) or (batch, *shape); None for all.
+    """
+
+    value: Tensor
+    mask: Tensor | None = None
+
+    def onto(self, value: Tensor | None) -> Tensor:
+        """The clamped units from here, the others from ``value``."""
+        if self.mask is None or value is None:
+            return self.value
+        return torch.where(self.mask, self.value, value)
+
+
+@attrs.frozen(eq=False)
+class Batch:
+    """The numbers of one run.
+
+    Args:
+        clamps: what is given, by node name.
+        size: number of samples.
+        dtype: of all values.
+        device: of all values.
+        seed: what the modules' random draws start from; the same throughout the batch.
+        nudge: how far from their forward prediction to what is given clamped targets are, −1 to 1; 1 is there.
+    """
+
+    clamps: Mapping[str, Clamp]
+    size: int
+    dtype: torch.dtype
+    device: torch.device
+    seed: int = 0
+    nudge: float = 1.0
+
+    def clamped(self, name: str, value: Tensor) -> Tensor:
+        """A node's value with what is given of it put in."""
+        clamp = self.clamps.get(name)
+        return value if clamp is None else clamp.onto(value)
+
+
+class Record(NamedTuple):
+    """What is recorded of one state."""
+
+    energies: Tensor
+    """E_n before precision, (nodes with an energy, batch)."""
+    error_norms: Tensor
+    """‖ε_n‖, (nodes with an energy, batch)."""
+    free_energy: Tensor
+    """F_t, 0-d."""
+
+
+@attrs.define(eq=False)
+class State:
+    """Where a run has left the network; every tensor is (batch, *shape), by node name, and the engine's own.
+
+    Args:
+        task: what was run.
+        batch: on what.
+        value: v_n at the end, of every node.
+        forward_value: v_n at the start.
+        forward_prediction: u_n at the start, of every node that is predicted.
+        steps: inference steps taken.
+        energies: E_n before precision, (steps + 1, nodes with an energy, batch), if asked for.
+        error_norms: ‖ε_n‖, of the same shape, if asked for.
+        free_energies: F_t from the same states, (steps + 1,), if asked for.
+    """
+
+    task: Task
+    batch: Batch
+    value: dict[str, Tensor]
+    forward_value: dict[str, Tensor]
+    forward_prediction: dict[str, Tensor]
+    steps: int = 0
+    energies: Tensor | None = None
+    error_norms: Tensor | None = None
+    free_energies: Tensor | None = None
+    counted: bool = False
+    """Whether the running statistics have taken this batch in."""
+
+    def keep(self, records: Sequence[Record]) -> None:
+        """Take over what was recorded, state by state."""
+        energies, norms, totals = zip(*records, strict=True)
+        self.energies, self.error_norms, self.free_energies = (torch.stack(rows) for rows in (energies, norms, totals))
+
+    @property
+    def last_step(self) -> int:
+        """The step whose precision weighs what is read from this state: the last one taken."""
+        return max(self.steps - 1, 0)
+
+
+def origin(task: Task, batch: Batch, node: Node, previous: State | None) -> Tensor:
+    """Where a node starts that no forward pass reaches (SPEC §2, Start), (batch, *shape)."""
+    shape = (batch.size, *node.shape)
+    if task.relaxation.start == "previous" and previous is not None:
+        before = previous.value.get(node.name)
+        if before is not None and before.shape == shape:
+            return before.to(batch.device, batch.dtype, copy=True)
+    return torch.zeros(shape, dtype=batch.dtype, device=batch.device)
+
+
+def record(
+    task: Task, batch: Batch, step: int, value: Callable[[str], Tensor], prediction: Callable[[str], Tensor]
+) -> Record:
+    """Energies and errors of one state, and F_t with this step's precision (SPEC §1).
+
+    Args:
+        task: the network and its rules.
+        batch: sizes.
+        step: whose precision weighs the energies.
+        value: v_n by node name, (batch, *shape).
+        prediction: u_n by node name, (batch, *shape).
+    """
+    nodes, names = task.network.nodes, task.clamping.energetic
+    total = torch.zeros((), dtype=batch.dtype, device=batch.device)
+    energies, norms = total.new_zeros(len(names), batch.size), total.new_zeros(len(names), batch.size)
+    for place, name in enumerate(names):
+        own, now, expected = nodes[name], value(name).contiguous(), prediction(name).contiguous()
+        unit = own.energy_function.unit_energy(now, expected)
+        energies[place] = unit.reshape(batch.size, -1).sum(1)
+        norms[place] = torch.linalg.vector_norm((now - expected).reshape(batch.size, -1), dim=1)
+        total = total + (task.scale(name, step) * unit).sum()
+        if own.log_precision is not None:  # −½ w log π of each unit (SPEC §3)
+            log_precision = own.log_precision.detach().expand(own.shape)
+            total = total - 0.5 * own.energy_weight * batch.size * log_precision.sum()
+    return Record(energies, norms, total)
+
+
+def precision_gradient(node: Node, value: Tensor, prediction: Tensor, factor: Scale) -> Tensor:
+    """∂/∂log π of factor · E − ½ w log π over the units that share the precision, divided by the batch size.
+
+    Args:
+        node: a node whose precision is learned.
+        value: v_n, (batch, *shape).
+        prediction: u_n, (batch, *shape).
+        factor: π w, the node's own precision in it: a number, 0-d or (*shape).
+    """
+    assert node.log_precision is not None
+    unit = factor * node.energy_function.unit_energy(value, prediction) - 0.5 * node.energy_weight
+    return unit.mean(0).sum_to_size(node.log_precision.shape)

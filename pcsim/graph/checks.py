@@ -1,0 +1,312 @@
+"""What is refused as it is added to a network, or put in the place of something there."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pcsim.errors import ClampError, GraphError, instead_of, sizes
+from pcsim.graph.combining import Sum
+from pcsim.graph.energy import Energy
+from pcsim.graph.fingerprint import identity_of
+from pcsim.graph.probing import (
+    checkpoints_reentrantly,
+    may_draw,
+    plain,
+    probe,
+    start_lazily,
+    tensor_options,
+    what_stays,
+)
+from pcsim.graph.statistics import frozen_statistics, normalises
+
+if TYPE_CHECKING:
+    from pcsim.graph.edge import Edge
+    from pcsim.graph.network import Network
+    from pcsim.graph.node import Node
+
+PROBE_BATCH = 2
+
+
+def shape(node: str, given: object) -> tuple[int, ...]:
+    """The shape of a node as positive numbers."""
+    try:
+        axes = tuple(given) if isinstance(given, Sequence | np.ndarray | torch.Size) else (given,)
+        found = tuple(operator.index(size) for size in axes if not isinstance(size, bool))  # type: ignore[arg-type]
+    except TypeError:
+        found = ()
+        axes = (None,)
+    if len(found) != len(axes) or any(size <= 0 for size in found):
+        raise GraphError(f"node {node!r}: shape {given!r} given, expected positive numbers, batch axis left out")
+    return found
+
+
+def module(argument: str, given: object) -> None:
+    """Refuse what is no module."""
+    if given is None or isinstance(given, nn.Module):
+        return
+    mend = instead_of(given, nn.Module, "wrap a function in a module")
+    raise GraphError(f"{argument} {given!r} given, expected an instance of nn.Module; {mend}")
+
+
+def energy(node: Node, given: object, *, per_unit: bool) -> None:
+    """Refuse what is no energy, or gives anything but one number per unit.
+
+    Args:
+        node: whose energy it is to be.
+        given: the energy.
+        per_unit: the node's precision is one number for each unit.
+    """
+    if not isinstance(given, Energy):
+        mend = instead_of(given, Energy, "write Gaussian(), CrossEntropy(), or one of your own")
+        raise GraphError(f"node {node.name!r}: energy {given!r} given, expected an instance of Energy; {mend}")
+    if type(given).__module__ == Energy.__module__:
+        return
+    value = torch.full((PROBE_BATCH, *node.shape), 0.5)
+    try:
+        with torch.no_grad():
+            found = given.unit_energy(value, value.clone())
+    except Exception as problem:
+        raise GraphError(
+            f"node {node.name!r}: its energy, {given!r}, does not accept values of (batch, {sizes(node.shape)}): {problem}"
+        ) from problem
+    whole_sample = isinstance(found, Tensor) and found.shape == (PROBE_BATCH, *[1] * len(node.shape))
+    if whole_sample and found.shape != value.shape and per_unit:
+        raise GraphError(
+            f"node {node.name!r}: its energy, {given!r}, gives one number for all units, which a precision of one number "
+            "per unit cannot weigh; give one number as precision, or an energy that splits over units"
+        )
+    if not isinstance(found, Tensor) or not (whole_sample or found.shape == value.shape):
+        given_shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise GraphError(
+            f"node {node.name!r}: unit_energy of its energy, {given!r}, turned {tuple(value.shape)} into {given_shape}, "
+            "expected one number for each unit; leave the summing to the library"
+        )
+
+
+def prior(node: Node, given: object) -> Tensor | None:
+    """A prior as a tensor; a parameter stays one."""
+    if given is None:
+        return None
+    if node.deterministic:
+        raise GraphError(f"node {node.name!r}: a deterministic node has no energy for a prior to enter; drop one")
+    if node.network.in_degree(node.name) if node.name in node.network else False:
+        raise GraphError(f"node {node.name!r}: a prior stands where no edge predicts a node; drop the prior or the edges")
+    try:
+        tensor = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+        if not isinstance(given, Tensor) or not tensor.is_floating_point():
+            tensor = tensor.to(torch.get_default_dtype())
+    except (TypeError, ValueError, RuntimeError) as problem:
+        raise GraphError(
+            f"node {node.name!r}: prior {given!r} given, expected a number or one per unit, {node.shape}: {problem}"
+        ) from problem
+    if not bool(torch.isfinite(tensor).all()):
+        raise GraphError(f"node {node.name!r}: the prior is NaN or infinite; give finite numbers")
+    if tensor.shape not in (torch.Size(()), torch.Size(node.shape)):
+        raise GraphError(
+            f"node {node.name!r}: prior of shape {tuple(tensor.shape)} given, expected one number or one per unit, "
+            f"{node.shape}"
+        )
+    return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+
+
+def contribution(edge: str, source: Node, target: Node, given: nn.Module) -> Tensor:
+    """What an edge's module makes of zeros, (2, ...); refuses what does not fit, works in place, or keeps a state."""
+    dtype, device = tensor_options(given, target)
+    value = torch.zeros(PROBE_BATCH, *source.shape, dtype=dtype, device=device)
+    before = value._version
+    try:
+        start_lazily(given, [value])
+        found = probe(given, [value])
+    except Exception as problem:
+        raise GraphError(
+            f"edge {edge!r}: its module, {given!r}, does not accept a value of node {source.name!r}, shape "
+            f"(batch, {sizes(source.shape)}): {problem}"
+        ) from problem
+    if not isinstance(found, Tensor) or found.shape[:1] != (PROBE_BATCH,):
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise GraphError(
+            f"edge {edge!r}: its module turned (batch, {sizes(source.shape)}) into {got}, expected one tensor that keeps "
+            f"the batch axis, here {PROBE_BATCH}, first"
+        )
+    if value._version != before:
+        raise GraphError(
+            f"edge {edge!r}: its module, {given!r}, works in place, so it would overwrite the value of node "
+            f"{source.name!r}; give it inplace=False"
+        )
+    return found
+
+
+def prediction(node: Node, contributions: list[Tensor], edge: str, combine: nn.Module, transfer: nn.Module) -> None:
+    """Refuse what does not turn the contributions into a prediction of the node's shape, or works in place."""
+    before = [each._version for each in contributions]
+    try:
+        start_lazily(combine, contributions)
+        combined = probe(combine, contributions)
+        before.append(combined._version)
+        start_lazily(transfer, [combined])
+        found = probe(transfer, [combined])
+    except Exception as problem:
+        given = ", ".join(f"(batch, {sizes(c.shape[1:])})" for c in contributions)
+        raise GraphError(
+            f"edge {edge!r}: node {node.name!r} cannot turn {given} into a prediction of its shape {node.shape} "
+            f"with combine {combine!r} and transfer {transfer!r}: {problem}"
+        ) from problem
+    if [tensor._version for tensor in (*contributions, combined)] != before:
+        raise GraphError(
+            f"edge {edge!r}: node {node.name!r} works in place, in combine {combine!r} or transfer {transfer!r}, so it "
+            "would overwrite what its edges contribute; give inplace=False"
+        )
+    if tuple(found.shape) != (PROBE_BATCH, *node.shape):
+        raise GraphError(
+            f"edge {edge!r} predicts (batch, {sizes(found.shape[1:])}) for node {node.name!r}, whose shape is (batch, "
+            f"{sizes(node.shape)}); change the module, the node's transfer, or the node's shape"
+        )
+    for role, given_module, inputs in (("combine", combine, contributions), ("transfer", transfer, [combined])):
+        kept_state(f"node {node.name!r}: its {role}", given_module, inputs)
+
+
+def kept_state(place: str, given: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether a module's buffers move as it is evaluated; refuses a state elsewhere, and reentrant checkpointing."""
+    moves, attribute = what_stays(given, inputs)
+    if attribute:
+        raise GraphError(
+            f"{place}, {given!r}, keeps a state in its attribute {attribute!r}, and is evaluated many times on a batch; "
+            "register it as a buffer, which then moves once per batch, or make it a node of the graph"
+        )
+    if checkpoints_reentrantly(given, inputs):
+        raise GraphError(
+            f"{place}, {given!r}, checkpoints reentrantly, through which local gradients cannot be asked for; give "
+            "checkpoint(..., use_reentrant=False)"
+        )
+    return moves
+
+
+def look_at_edge(edge: Edge, given: nn.Module, found: Tensor) -> None:
+    """Find out what evaluating an edge's module does besides computing; ``found`` is what it makes of zeros."""
+    dtype, device = found.dtype if found.is_floating_point() else torch.get_default_dtype(), found.device
+    value = torch.zeros(PROBE_BATCH, *edge.source.shape, dtype=dtype, device=device)
+    moves = kept_state(f"edge {edge.name!r}: its module", given, [value])
+    edge.draws, edge.moves = may_draw(given), moves
+    edge._contribution_shape = tuple(found.shape[1:])
+    edge.looked_at = identity_of([given])
+
+
+def look_at_node(node: Node, combine: nn.Module, transfer: nn.Module, contributions: list[Tensor]) -> None:
+    """Find out what evaluating a node's modules does besides computing."""
+    moves = False
+    if contributions:
+        moves = what_stays(combine, contributions)[0] or what_stays(transfer, [probe(combine, contributions)])[0]
+    node.draws, node.moves = may_draw(combine) or may_draw(transfer), moves
+    node.looked_at = identity_of([combine, transfer])
+
+
+def known_to_be_plain(given: nn.Module) -> bool:
+    """Whether nothing has to be found out about a module."""
+    return plain(given)
+
+
+def replaced_edge(edge: Edge, given: nn.Module) -> None:
+    """Check a module that is to take the place of an edge's own; the edge's shape and flags follow."""
+    found = contribution(edge.name, edge.source, edge.target, given)
+    target = edge.target
+    if type(target.combine) is Sum:
+        fits_the_others(edge.name, target, found, [e for e in target.incoming if e is not edge])
+        prediction(target, [found], edge.name, target.combine, target.transfer)
+    look_at_edge(edge, given, found)
+
+
+def replaced_in_node(node: Node, role: str, given: nn.Module) -> None:
+    """Check a module that is to take the place of a node's combine or transfer; the node's flags follow."""
+    combine = given if role == "combine" else node.combine
+    transfer = given if role == "transfer" else node.transfer
+    contributions = [contribution(e.name, e.source, node, e.module) for e in node.incoming]
+    if contributions:
+        prediction(node, contributions, node.incoming[-1].name, combine, transfer)
+    look_at_node(node, combine, transfer, contributions)
+
+
+def fits_the_others(edge: str, target: Node, found: Tensor, others: Sequence[Edge]) -> None:
+    """Refuse a contribution of another shape than those that it is added to."""
+    first = next(iter(others), None)
+    if first is not None and first.contribution_shape != found.shape[1:]:
+        raise GraphError(
+            f"edge {edge!r} contributes (batch, {sizes(found.shape[1:])}), but edge {first.name!r} contributes (batch, "
+            f"{sizes(first.contribution_shape)}) to the same node; a sum takes equal shapes"
+        )
+
+
+def single_sample(network: Network) -> None:
+    """Refuse one sample where a module takes the mean and spread of the batch.
+
+    Raises:
+        ClampError: names the edge or node.
+    """
+    for edge in network.edges.values():
+        _takes_one(f"edge {edge.name!r}", edge.module, edge.source.shape)
+    for node in network.nodes.values():
+        shape = next((edge.contribution_shape for edge in node.incoming), None)
+        if shape is not None and type(node.combine) is Sum:
+            _takes_one(f"node {node.name!r}", node.transfer, shape)
+
+
+def _takes_one(place: str, given: nn.Module, shape: tuple[int, ...]) -> None:
+    by_batch = any(isinstance(part, _BatchNorm) and part.training for part in given.modules())
+    if plain(given) and not by_batch:
+        return
+    dtype, device = tensor_options(given)
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randn(PROBE_BATCH, *shape, generator=generator).to(device, dtype)
+    fits = [_whole(given, sample) for sample in (value[:1], value)]
+    if not fits[0] and fits[1]:
+        raise ClampError(
+            f"a batch of one sample given, but {place} normalises over the batch, which takes two; leave out a last "
+            "batch of one (DataLoader(drop_last=True)), or call network.eval()"
+        )
+
+
+def _whole(given: nn.Module, value: Tensor) -> bool:
+    """Whether a module makes finite numbers of a value."""
+    try:
+        with frozen_statistics([part for part in given.modules() if normalises(part)]):
+            return bool(torch.isfinite(probe(given, [value])).all())
+    except Exception:  # what it does not take is told by what is compared with it
+        return False
+
+
+def one_dtype(network: Network) -> None:
+    """Refuse modules that differ in dtype or device."""
+    found: tuple[str, Tensor] | None = None
+    modules = [(f"edge {name!r}", edge.module) for name, edge in network.edges.items()]
+    modules += [(f"node {name!r}", node.transfer) for name, node in network.nodes.items()]
+    for place, parameter in ((place, parameter) for place, part in modules for parameter in part.parameters()):
+        if not parameter.is_floating_point():
+            continue
+        found = found or (place, parameter)
+        if (parameter.dtype, parameter.device) != (found[1].dtype, found[1].device):
+            raise GraphError(
+                f"{place} has parameters of {parameter.dtype} on {parameter.device}, but {found[0]} has "
+                f"{found[1].dtype} on {found[1].device}; convert the whole network with network.to(...)"
+            )
+
+
+def whole(network: Network) -> None:
+    """Check what can only be checked once the graph is whole, and look again at parts whose modules were exchanged.
+
+    Raises:
+        GraphError: a node's arguments do not fit, a part does not, or modules differ in dtype or device.
+    """
+    one_dtype(network)
+    for edge in network.edges.values():
+        if edge.looked_at != identity_of([edge.module]):
+            replaced_edge(edge, edge.module)
+    for node in network.nodes.values():
+        exchanged = node.looked_at != identity_of([node.combine, node.transfer])
+        if exchanged or (node.incoming and type(node.combine) is not Sum):
+            replaced_in_node(node, "transfer", node.transfer)

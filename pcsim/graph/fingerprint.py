@@ -1,0 +1,106 @@
+"""Whether anything about a network has changed that a plan or a program was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from operator import attrgetter, is_
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from pcsim.graph.part import Part
+from pcsim.graph.statistics import normalises
+
+if TYPE_CHECKING:
+    from pcsim.graph.network import Network
+
+OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
+"""What every module has; all else in it is a setting of its class or something that was put there."""
+GLOBAL_HOOKS = [
+    value for name, value in vars(torch_module).items() if name.startswith("_global_") and isinstance(value, dict)
+]
+_training, _requires_grad = attrgetter("training"), attrgetter("requires_grad")
+
+
+class Fingerprint:
+    """What a network consists of: its graph, modules, parameters, modes, hooks and settings, but not its weights.
+
+    Looking whether it still holds is a few passes over flat lists, so that it can be done before every run.
+
+    Args:
+        network: to look at.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network, self._revision = network, network.revision
+        modules = list(network.modules())
+        self.parameters = list(network.parameters())
+        """All parameters, each once."""
+        self.normalising = [module for module in modules if normalises(module)]
+        """Modules of torch that keep running statistics."""
+        parts = [module for module in modules if isinstance(module, Part)]
+        self.draws = any(part.draws for part in parts)
+        """Whether any part may draw random numbers."""
+        self.moving = [part for part in parts if part.moves]
+        """Parts whose buffers move as they are evaluated."""
+        users = [module for module in modules if not isinstance(module, Part)]
+        self._modules, self._attributes = modules, [vars(module) for module in users]
+        self._owners: list[dict[str, Any]] = [o for m in modules for o in (m._parameters, m._modules)]
+        self._hooks = [
+            *GLOBAL_HOOKS,
+            *(h for m in users for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)),
+        ]
+        self._settings = [vars(module) for module in users if _has_settings(module)]
+        self._members = self._look_at_members()
+        self._flags, self._kept = self._look_at_flags(), self._look_at_settings()
+
+    def _look_at_members(self) -> list[object]:
+        return [*chain.from_iterable(map(dict.values, self._owners))]
+
+    def _look_at_flags(self) -> tuple[list[bool], list[bool], list[int], list[int]]:
+        return (
+            [*map(_training, self._modules)],
+            [*map(_requires_grad, self.parameters)],
+            [*map(len, self._attributes)],
+            [*map(bool, self._hooks)],
+        )
+
+    def _look_at_settings(self) -> list[object]:
+        return [*chain.from_iterable(map(dict.values, self._settings))]
+
+    @property
+    def tensor_options(self) -> tuple[torch.dtype, torch.device] | None:
+        """Dtype and device of the first floating parameter; None if there is none."""
+        return next(((p.dtype, p.device) for p in self.parameters if p.is_floating_point()), None)
+
+    def holds(self) -> bool:
+        """Whether nothing has changed."""
+        return self.consists_of_the_same() and (
+            self._flags == self._look_at_flags() and _identical(self._kept, self._look_at_settings())
+        )
+
+    def consists_of_the_same(self) -> bool:
+        """Whether the graph, its modules and parameters are the same, whatever their modes, hooks and settings."""
+        return self._revision == self._network.revision and _identical(self._members, self._look_at_members())
+
+
+def _identical(before: list[object], now: list[object]) -> bool:
+    return len(before) == len(now) and all(map(is_, before, now))
+
+
+def _has_settings(module: nn.Module) -> bool:
+    """Whether a module of torch's has settings that its weights do not tell; of a linear layer these tell all.
+
+    Those of a user's own are not looked at: they count only when the module is called.
+    """
+    told = type(module) in (nn.Linear, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    ours = type(module).__module__.startswith("torch.nn.modules.")
+    return ours and not told and not vars(module).keys() <= OWN_ATTRIBUTES
+
+
+def identity_of(modules: Iterable[nn.Module]) -> tuple[int, ...]:
+    """Which modules these are, with all that they hold; kept to see whether one was exchanged."""
+    return tuple(id(part) for module in modules for part in module.modules())
