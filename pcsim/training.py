@@ -39,11 +39,11 @@ class Trainer:
     """Trains a simulator's network over batches from any iterable, such as a ``DataLoader``.
 
     Batches are (input, target) pairs of tensors. Targets have their node's shape, (batch, *shape), or are numbers of
-    classes: integers of shape (batch,) for a node of one axis and two units or more become one-hot. Modules train in the
-    mode (training or evaluation) that they are in. With a seed, two runs from equal weights are equal bit for bit, as
-    far as the device's kernels are, and so is one that goes on from a checkpoint: at the start of every epoch, torch's
-    generator and those of the loaders are seeded by the seed and the number of the epoch. What they held is not put
-    back, nor are latents: with ``Relaxation(start="previous")`` a run that goes on starts afresh.
+    classes: integers of shape (batch,) for a node of one axis and two units or more become one-hot. Modules train in
+    the mode (training or evaluation) that they are in. With a seed, two runs from equal weights are equal bit for bit,
+    as far as the device's kernels are, and so is one that goes on from a checkpoint: at the start of every epoch,
+    torch's generator and those of the loaders are seeded by the seed and the number of the epoch. What they held is not
+    put back, nor are latents: with ``Relaxation(start="previous")`` a run that goes on starts afresh.
 
     Args:
         simulator: infers and learns on each batch.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Noisy, generators
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
@@ -185,6 +186,15 @@ def test_evaluation_leaves_weights_statistics_modes_and_random_state() -> None:
     assert [module.training for module in network.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert own.evaluate(noise(2)) == first
+
+
+def test_evaluation_leaves_every_generator() -> None:
+    sim = simulator()
+    sim.network["hidden1"].transfer = nn.Sequential(Noisy(32), nn.Tanh())
+    own = trainer(sim)
+    state = generators()
+    own.evaluate(DataLoader(TensorDataset(*noise(1)[0]), 2, shuffle=True))
+    assert generators() == state
 
 
 @pytest.mark.parametrize(("per", "expected"), [("epoch", [0.1, 0.01]), ("batch", [1e-3, 1e-6])])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pcsim.dynamics.inference import Relaxation
 from pcsim.errors import SettingError
 from pcsim.graph.network import Network
+from pcsim.random_state import random_state_kept
 from pcsim.simulator import Clamps
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.comparing import compare, largest
@@ -20,6 +21,7 @@ from pcsim.verify.restart import OneStep, clamped_onto, random_state, trajectory
 from pcsim.verify.shrinking import report
 
 
+@random_state_kept()
 def check_locality(
     network: Network,
     clamps: Clamps,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-import attrs
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -329,8 +328,3 @@ def _backprop_possible(network: Network, given: NamedClamps) -> bool:
     except PCError:
         return False
     return True
-
-
-def with_rule(case: Case, rule: LearningRule) -> Case:
-    """The same case with another learning rule."""
-    return attrs.evolve(case, rule=rule)
