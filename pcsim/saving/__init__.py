@@ -1,8 +1,8 @@
 """A whole network in one file: graph, modules and weights as plain data, from which all is built anew, without pickle.
 
 A module is kept as the name of its class and the arguments of its constructor. Classes of ``torch.nn`` and pcsim's own
-are known; others are made known by :func:`register_module`. A file can only name classes that are known here, so that
-reading one runs no code of anyone else's.
+are known; others are made known by :func:`register_module`. A file can only name classes that are known here, and the
+activations of torch, so that reading one runs no code of anyone else's.
 """
 
 from __future__ import annotations
