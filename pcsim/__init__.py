@@ -13,10 +13,10 @@ from pcsim.engine.kernels.kernel import Call, Kernel
 from pcsim.engine.kernels.kernel import register as register_kernel
 from pcsim.engine.reference import ReferenceEngine
 from pcsim.errors import EnergyWarning, PCError, PCWarning, PrecisionWarning
+from pcsim.graph.combining import Concatenate, Product, Sum
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import CrossEntropy, Energy, Gaussian, LearnedPrecision
 from pcsim.graph.network import Network
-from pcsim.graph.combining import Concatenate, Product, Sum
 from pcsim.graph.node import Node
 from pcsim.graph.rewrite import balance_paths, is_auxiliary
 from pcsim.metrics import Accuracy, ErrorByLevel, Metric, RelaxedEnergy

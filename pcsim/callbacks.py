@@ -115,6 +115,8 @@ class EarlyStopping(Callback):
             in validation.
     """
 
+    watches: str
+
     def __init__(
         self,
         metric: str = "accuracy",
@@ -128,8 +130,7 @@ class EarlyStopping(Callback):
         mode = BEST.get(metric) if mode is None else mode
         if mode not in ("max", "min"):
             raise SettingError(f"EarlyStopping.mode: given {mode!r} for {metric!r}, expected 'max' or 'min'")
-        self.watches = metric
-        self.metric, self.patience, self.mode, self.restore = metric, patience, mode, restore
+        self.watches, self.patience, self.mode, self.restore = metric, patience, mode, restore
         self.best_epoch: int | None = None
         self.best: float | None = None
         self._weights: dict[str, Tensor] = {}
@@ -148,13 +149,13 @@ class EarlyStopping(Callback):
 
     def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
         """Compare with the best so far."""
-        if self.metric not in record.validation:
+        if self.watches not in record.validation:
             known = ", ".join(map(repr, record.validation)) or "nothing"
             raise SettingError(
-                f"EarlyStopping.metric: {self.metric!r} given, but validation measured {known}; give fit(validation=) "
+                f"EarlyStopping.metric: {self.watches!r} given, but validation measured {known}; give fit(validation=) "
                 "data, or choose one of those"
             )
-        number, self._epochs = record.validation[self.metric], record.epoch
+        number, self._epochs = record.validation[self.watches], record.epoch
         better = self.best is None or (number > self.best if self.mode == "max" else number < self.best)
         if better and not math.isnan(number):
             self.best, self.best_epoch = number, record.epoch

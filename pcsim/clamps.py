@@ -99,7 +99,9 @@ def _value(name: str, value: object, shape: tuple[int, ...], dtype: torch.dtype,
     if not isinstance(value, Tensor):
         raise ClampError(f"clamp {name!r}: {type(value).__name__} given, expected a tensor {expected}")
     if value.layout is not torch.strided or value.is_quantized or value.is_nested:
-        raise ClampError(f"clamp {name!r}: a tensor of layout {value.layout} given, expected a dense one; use to_dense()")
+        raise ClampError(
+            f"clamp {name!r}: a tensor of layout {value.layout} given, expected a dense one; use to_dense()"
+        )
     if value.dim() == 0 or tuple(value.shape[1:]) != shape or len(value) == 0:
         classes = value.dim() == len(shape) == 1 and not value.is_floating_point()
         one_hot = "class numbers have to be made one-hot (torch.nn.functional.one_hot)"

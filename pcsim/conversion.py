@@ -27,13 +27,13 @@ from torch.nn.modules import (
 from torch.nn.parameter import is_lazy
 
 from pcsim.errors import ClampError, GraphError
+from pcsim.graph.checks import PROBE_BATCH
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Energy
-from pcsim.graph.probing import probe, tensor_options
 from pcsim.graph.levels import simple_graph
-from pcsim.graph.checks import PROBE_BATCH
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
+from pcsim.graph.probing import probe, tensor_options
 
 Kinds = tuple[type[nn.Module], ...]
 

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from pcsim.clamps import Clamps
 from pcsim.dynamics.learning import Backprop
 from pcsim.engine.problem import Gradients
 from pcsim.errors import SettingError, StateError
 from pcsim.graph.edge import Edge
-from pcsim.clamps import Clamps
+from pcsim.random_state import random_state_kept
 from pcsim.simulator import Simulator
 from pcsim.trace import Trace
 
@@ -68,8 +69,8 @@ def arrivals(trace: Trace, *, above: float = 0.0) -> dict[int, int]:
 def update_similarity(simulator: Simulator, clamps: Clamps) -> dict[str, float]:
     """The cosine between the gradient that an edge's weights learn from and backprop's on the same graph.
 
-    Weights, their ``.grad`` and running statistics stay as they are; nodes and edges show the simulator's relaxed
-    state. Random draws are the same for both.
+    Weights, their ``.grad``, running statistics, modes and the random state stay as they are; nodes and edges show the
+    simulator's relaxed state. Random draws are the same for both.
 
     Args:
         simulator: with a rule that learns after the relaxation.
@@ -86,13 +87,14 @@ def update_similarity(simulator: Simulator, clamps: Clamps) -> dict[str, float]:
             f"update_similarity: {type(simulator.rule).__name__} learns at every inference step; compare a "
             "rule that learns after it"
         )
-    network, random = simulator.network, torch.get_rng_state()
+    network = simulator.network
     backprop = Simulator(network, rule=Backprop(), engine=type(simulator.engine))
-    backprop.infer(clamps)
-    exact = {parameter: gradient.clone() for parameter, gradient in backprop.gradients().items()}
-    torch.set_rng_state(random)
-    simulator.infer(clamps)
-    own = simulator.gradients()
+    with random_state_kept():
+        backprop.infer(clamps)
+        exact = {parameter: gradient.clone() for parameter, gradient in backprop.gradients().items()}
+    with random_state_kept():
+        simulator.infer(clamps)
+        own = simulator.gradients()
     return {
         name: _cosine(edge, own, exact) for name, edge in network.edges.items() if any(True for _ in edge.parameters())
     }

@@ -52,9 +52,14 @@ class Accuracy(Metric):
     """
 
     def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
-        """{"accuracy": 0-d}; SettingError where the batch has no target."""
+        """{"accuracy": 0-d}; SettingError where the batch has no target, or one that tells no classes apart."""
         if outcome.output is None or outcome.target is None:
             raise SettingError("Accuracy needs a clamped target: name it with target=, or measure something else")
+        if outcome.output.shape[1:2] <= (1,):
+            raise SettingError(
+                f"Accuracy: outputs of shape {tuple(outcome.output.shape)} given, expected two units or more along "
+                "axis 1, of which one is largest; measure something else"
+            )
         return {"accuracy": (outcome.output.argmax(1) == outcome.target.argmax(1)).float().mean()}
 
 

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -362,7 +362,9 @@ class Simulator:
         nudging = None if predicting else self.nudging
         rule = SettledUpdate() if predicting else self.rule
         each_step = rule.every_step and updating
-        task = Task(clamping, fingerprint, relaxation, rule, each_step, record, nudging is not None and nudging.beta != 1)
+        task = Task(
+            clamping, fingerprint, relaxation, rule, each_step, record, nudging is not None and nudging.beta != 1
+        )
         if not predicting:
             self._check_task(task)
         seed = int(torch.randint(2**31, ()).item()) if fingerprint.draws and not predicting else 0

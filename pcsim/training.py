@@ -14,19 +14,20 @@ from typing import Any, Literal
 import attrs
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from pcsim import io
 from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
+from pcsim.clamps import Clamps, Given
 from pcsim.errors import DivergenceError, FileError, SettingError
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.metrics import Accuracy, Metric, Outcome, RelaxedEnergy, RunningMeans, measure_all
-from pcsim.clamps import Clamps, Given
+from pcsim.random_state import random_state_kept
 from pcsim.simulator import Simulator
+from pcsim.targets import target_values
 from pcsim.trace import Trace
 
 SECONDS_BETWEEN_DISPLAYS = 0.2
@@ -38,11 +39,12 @@ CHECKPOINT = "training"
 class Trainer:
     """Trains a simulator's network over batches from any iterable, such as a ``DataLoader``.
 
-    Batches are (input, target) pairs of tensors; targets that are class numbers, (batch,), become one-hot. Modules
-    train in the mode (training or evaluation) that they are in. With a seed, two runs from equal weights are equal bit
-    for bit, as far as the device's kernels are, and so is one that goes on from a checkpoint: at the start of every
-    epoch, torch's generator and those of the loaders are seeded by the seed and the number of the epoch. What they
-    held is not put back, nor are latents: with ``Relaxation(start="previous")`` a run that goes on starts afresh.
+    Batches are (input, target) pairs of tensors. Targets have their node's shape, (batch, *shape), or are numbers of
+    classes: integers of shape (batch,) for a node of one axis and two units or more become one-hot. Modules train in
+    the mode (training or evaluation) that they are in. With a seed, two runs from equal weights are equal bit for bit,
+    as far as the device's kernels are, and so is one that goes on from a checkpoint: at the start of every epoch,
+    torch's generator and those of the loaders are seeded by the seed and the number of the epoch. What they held is not
+    put back, nor are latents: with ``Relaxation(start="previous")`` a run that goes on starts afresh.
 
     Args:
         simulator: infers and learns on each batch.
@@ -53,7 +55,8 @@ class Trainer:
         inputs: node to which a batch's inputs are clamped, or its name.
         target: node to which its targets are clamped and which evaluation predicts, or its name; None for none.
         clamps: makes the clamps from a batch, where it is no such pair; ``target`` keeps its meaning.
-        metrics: what to measure; accuracy (where there is a target) and relaxed energy by default.
+        metrics: what to measure; relaxed energy by default, and accuracy where the target has two units or more along
+            its first axis.
         relaxed_every: measure metrics of the relaxed state on the first batch of each epoch and evaluation, and on
             every so-many-th after it; 1 for every batch.
         callbacks: called in this order.
@@ -89,8 +92,7 @@ class Trainer:
         self.inputs = inputs.name if isinstance(inputs, Node) else inputs
         self.target = target.name if isinstance(target, Node) else target
         self.clamps = clamps
-        usual: tuple[Metric, ...] = (RelaxedEnergy(),) if target is None else (RelaxedEnergy(), Accuracy())
-        self.metrics = usual if metrics is None else tuple(metrics)
+        self.metrics: tuple[Metric, ...] = (RelaxedEnergy(),) if metrics is None else tuple(metrics)
         self.relaxed_every = relaxed_every
         self.callbacks = tuple(callbacks)
         self.progress = progress
@@ -102,6 +104,8 @@ class Trainer:
                 given = getattr(self, name)
                 shown = type(given).__name__ if isinstance(given, Optimizer) else repr(given)
                 raise SettingError(f"Trainer.{name}: {shown} given, expected {expected}")
+        if metrics is None and self.target is not None and simulator.network[self.target].shape[:1] > (1,):
+            self.metrics += (Accuracy(),)
 
     def fit(self, train: Iterable[Any], *, epochs: int, validation: Iterable[Any] | None = None) -> History:
         """Train for so many epochs more; ``trainer.history`` grows, and is returned.
@@ -310,7 +314,7 @@ class Trainer:
                 "Trainer a function clamps= that makes clamps from such a batch"
             )
         dtype, device = self.simulator.network.tensor_options()
-        named = {self.inputs: pair[0], self.target: _as_one_hot(pair[1], self.simulator.network[self.target])}
+        named = {self.inputs: pair[0], self.target: target_values(pair[1], self.simulator.network[self.target])}
         return {name: tensor.to(device, dtype, non_blocking=True) for name, tensor in named.items()}
 
     def _expectations(self) -> Iterator[tuple[str, bool, str]]:
@@ -385,25 +389,13 @@ def _check_loader(part: str, batches: object, *, repeated: bool) -> None:
         raise SettingError(f"{given} without batches, expected at least one")
 
 
-def _as_one_hot(target: Tensor, node: Node) -> Tensor:
-    if target.is_floating_point() or target.dim() != 1 or len(node.shape) != 1 or not len(target):
-        return target
-    low, high = int(target.min()), int(target.max())
-    if low < 0 or high >= node.shape[0]:
-        raise SettingError(
-            f"targets from {low} to {high} given, expected class numbers from 0 to {node.shape[0] - 1} for node "
-            f"{node.name!r}; number the classes from 0, or give the node a unit for each"
-        )
-    return one_hot(target.long(), node.shape[0])
-
-
 @contextmanager
 def _evaluating(network: Network) -> Iterator[None]:
     """Evaluation mode, and random draws that leave no trace."""
-    modes, device = {module: module.training for module in network.modules()}, network.tensor_options()[1]
+    modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with random_state_kept():
             yield
     finally:
         for module, mode in modes.items():

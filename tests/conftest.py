@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, settings
+from torch import Tensor, nn
 
 # Tests run in parallel processes, and their tensors are small: more threads would only wait for each other.
 torch.set_num_threads(1)
@@ -31,3 +34,25 @@ def load_script(path: Path) -> ModuleType:
         patch.syspath_prepend(path.parent)
         specification.loader.exec_module(module)
     return module
+
+
+class Noisy(nn.Module):
+    """A linear map that draws from every generator there is, in training and in evaluation mode."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.units = units
+        self.linear = nn.Linear(units, units)
+
+    def forward(self, value: Tensor) -> Tensor:
+        random.random()
+        np.random.rand()
+        torch.rand(3)
+        result: Tensor = self.linear(value)
+        return result
+
+
+def generators() -> tuple[object, ...]:
+    """Where all generators stand, in a form that can be compared."""
+    arrays = np.random.get_state()
+    return random.getstate(), arrays[1].tobytes(), arrays[2], torch.get_rng_state().numpy().tobytes()

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Noisy, generators
 from torch import Tensor, nn
 
 import pcsim
 from pcsim import diagnosis, plots
-from pcsim.errors import SettingError, StateError
+from pcsim.errors import DivergenceError, SettingError, StateError
 
 
 def chain(depth: int = 5) -> tuple[pcsim.Network, dict[str, Tensor]]:
@@ -97,6 +98,27 @@ def test_similarity_leaves_everything_as_it_was() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(bool((parameter.grad == 1).all()) for parameter in net.parameters())
     assert float(net["hidden1"].error.norm()) > 0, "the relaxed state is shown, not backprop's"
+
+
+def test_similarity_leaves_the_random_state_and_modes() -> None:
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    for name in ("input", "hidden", "output"):
+        net.add_node(name, (6,), transfer=nn.Sequential(nn.Dropout(0.3), nn.Tanh()) if name == "hidden" else None)
+    net.add_edge("input", "hidden", Noisy(6))
+    net.add_edge("hidden", "output", nn.Linear(6, 6))
+    net["hidden"].transfer[1].eval()
+    clamps = {"input": torch.randn(3, 6), "output": torch.randn(3, 6)}
+    sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.3, precision=pcsim.Spiking(0.0)), pcsim.ForwardUpdate())
+    state, modes = generators(), [module.training for module in net.modules()]
+    first = diagnosis.update_similarity(sim, clamps)
+    assert generators() == state
+    assert [module.training for module in net.modules()] == modes
+    assert first == diagnosis.update_similarity(sim, clamps)
+    assert first["hidden->output"] == pytest.approx(1.0, abs=1e-6), "the same units are dropped in both"
+    with pytest.raises(DivergenceError):
+        diagnosis.update_similarity(pcsim.Simulator(net, pcsim.Relaxation(300, 1e9)), clamps)
+    assert generators() == state
 
 
 def test_similarity_where_no_error_arrives_is_nan() -> None:

@@ -17,6 +17,7 @@ import pcsim
 from pcsim import verify
 from pcsim.errors import DivergenceError, PCError
 from pcsim.verify import Case
+from pcsim.verify.restart import Horizon
 
 ENGINES = ("reference", "batched")
 LOCAL_RULES = tuple(rule for rule in verify.RULES if not rule.backprop)
@@ -128,17 +129,6 @@ def test_recorded_energies_are_those_of_each_state(case: Case) -> None:
         assert close(trace.free_energies[taken], total)
         for row, name in enumerate(trace.nodes):
             assert close(trace.energies[taken, row], case.network[name].energy), name
-
-
-@attrs.frozen
-class Horizon(pcsim.PrecisionSchedule):
-    """A schedule that is told one number of steps, however many are taken."""
-
-    schedule: pcsim.PrecisionSchedule
-    steps: int
-
-    def at(self, step: int, level: int | None, steps: int) -> float:
-        return self.schedule.at(step, level, self.steps)
 
 
 # What must not matter

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Noisy, generators
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
@@ -187,6 +188,15 @@ def test_evaluation_leaves_weights_statistics_modes_and_random_state() -> None:
     assert own.evaluate(noise(2)) == first
 
 
+def test_evaluation_leaves_every_generator() -> None:
+    sim = simulator()
+    sim.network["hidden1"].transfer = nn.Sequential(Noisy(32), nn.Tanh())
+    own = trainer(sim)
+    state = generators()
+    own.evaluate(DataLoader(TensorDataset(*noise(1)[0]), 2, shuffle=True))
+    assert generators() == state
+
+
 @pytest.mark.parametrize(("per", "expected"), [("epoch", [0.1, 0.01]), ("batch", [1e-3, 1e-6])])
 def test_scheduler_steps(per: str, expected: list[float]) -> None:
     sim = simulator()
@@ -284,6 +294,81 @@ def test_class_numbers_become_one_hot() -> None:
         own.fit([(images, turn(targets)) for images, targets in noise()], epochs=1)
         results.append(weights(own.simulator))
     assert same(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_class_numbers_of_any_integer_type(dtype: torch.dtype) -> None:
+    own = trainer(metrics=FREE_OF_CHARGE)
+    own.fit([(noise()[0][0], torch.arange(8).to(dtype))], epochs=1)
+    assert torch.equal(own.simulator.network["output"].value, torch.eye(10)[:8])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64])
+@pytest.mark.parametrize("shape", [(10,), (1,), ()])
+def test_targets_of_the_shape_of_their_node_are_values(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    net = pcsim.Network()
+    net.add_node("input", (64,))
+    net.add_node("output", shape)
+    layers = [nn.Linear(64, 10), nn.Linear(64, 1), nn.Sequential(nn.Linear(64, 1), nn.Flatten(0))]
+    net.add_edge("input", "output", layers[[(10,), (1,), ()].index(shape)])
+    targets = (torch.arange(8.0).view(8, *[1] * len(shape)).expand(8, *shape) % 3).to(dtype)
+    own = trainer(pcsim.Simulator(net, pcsim.Relaxation(1, 0.1)))
+    history = own.fit([(noise()[0][0], targets)], epochs=1)
+    assert torch.equal(net["output"].value, targets.float())
+    assert ("accuracy" in history.records[0].train) == (shape == (10,))
+
+
+def vision(shape: tuple[int, ...]) -> pcsim.Simulator:
+    """An edge into an output of any shape."""
+    net = pcsim.Network()
+    net.add_node("input", (64,))
+    net.add_node("output", shape, energy=pcsim.CrossEntropy() if shape == (3,) else None)
+    net.add_edge("input", "output", nn.Sequential(nn.Linear(64, math.prod(shape)), nn.Unflatten(1, shape)))
+    return pcsim.Simulator(net, pcsim.Relaxation(1, 0.1))
+
+
+ZEROS, EIGHT = torch.zeros(8), torch.arange(8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "targets", "message"),
+    [
+        (
+            (1,),
+            ZEROS.long(),
+            r"\(8,\) and torch.int64 given, expected \(batch, 1\) for node 'output'.*unsqueeze\(1\)",
+        ),
+        ((1,), EIGHT, r"expected \(batch, 1\) for node.*if they are classes, give the node a unit for each"),
+        ((1,), ZEROS.bool(), r"torch.bool given, expected \(batch, 1\).*targets.unsqueeze\(1\)"),
+        ((1,), ZEROS, r"torch.float32 given, expected \(batch, 1\).*targets.unsqueeze\(1\)"),
+        ((1,), torch.zeros(8, 1, 1), r"take away the axis that is too many, targets.squeeze\(1\)"),
+        ((3,), EIGHT, "targets from 0 to 7 given, expected class numbers from 0 to 2"),
+        ((3,), EIGHT - 100, "targets from -100 to -93 given, expected class numbers from 0 to 2"),
+        ((3,), ZEROS.bool(), r"torch.bool given, expected \(batch, 3\), or class numbers.*targets.long\(\)"),
+        ((3,), ZEROS, r"torch.float32 given, expected \(batch, 3\), or class numbers.*targets.long\(\)"),
+        ((3,), ZEROS[:, None].long(), r"if they are class numbers, give targets.squeeze\(1\)$"),
+        ((3,), ZEROS[:, None], r"if they are class numbers, give targets.squeeze\(1\).long\(\)"),
+        ((3,), torch.zeros(8, 4).long(), "the batch is the first axis"),
+        ((2, 2), ZEROS.long(), r"expected \(batch, 2, 2\) for node"),
+        ((2, 1), torch.zeros(8, 2), r"targets.unsqueeze\(2\)$"),
+        ((3, 2, 2), torch.zeros(8, 2, 2).long(), r"one_hot\(targets, 3\).movedim\(-1, 1\)"),
+    ],
+)
+def test_targets_that_are_neither_values_nor_classes_are_refused(
+    shape: tuple[int, ...], targets: Tensor, message: str
+) -> None:
+    own = trainer(vision(shape))
+    before = weights(own.simulator)
+    for call in (lambda batches: own.fit(batches, epochs=1), own.evaluate):
+        with pytest.raises((ClampError, SettingError), match=message):
+            call([(noise()[0][0], targets)])
+    assert same(before, weights(own.simulator))
+
+
+def test_accuracy_needs_outputs_of_which_one_is_largest() -> None:
+    own = trainer(vision((1,)), metrics=FREE_OF_CHARGE)
+    with pytest.raises(SettingError, match=r"Accuracy: outputs of shape \(8, 1\) given, expected two units or more"):
+        own.evaluate([(noise()[0][0], torch.zeros(8, 1))])
 
 
 def test_inputs_take_the_dtype_of_the_network() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from conftest import Noisy, generators
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -111,6 +113,45 @@ def test_a_step_that_climbs_is_caught() -> None:
 def test_engines_that_differ_are_caught() -> None:
     with pytest.raises(AssertionError, match=r"Climbing.* against reference: run 1"):
         verify.check_engines_agree(chain(), ("reference", Climbing))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_checks_leave_everything_as_it_was(broken: bool) -> None:
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    for index in range(4):
+        transfer = nn.Sequential(nn.Dropout(0.2), nn.BatchNorm1d(4).eval()) if index == 1 else None
+        net.add_node(f"n{index}", (4,), transfer=transfer, energy=Halved() if broken and index == 2 else None)
+    net.add_edge("n0", "n1", nn.Linear(4, 4))
+    net.add_edge("n1", "n2", Noisy(4))
+    net.add_edge("n2", "n3", nn.Linear(4, 4))
+    clamps = {name: torch.randn(2, 4).double() for name in ("n0", "n3")}
+    case = verify.Case(net.double(), clamps)
+    for parameter in case.network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    module = Doubling() if broken else nn.Linear(4, 3)
+    relaxation, still = pcsim.Relaxation(1, 0.1), pcsim.Relaxation(0, 0.1)
+    state, modes = generators(), [module.training for module in case.network.modules()]
+    before = {name: tensor.clone() for name, tensor in case.network.state_dict().items()}
+    gradients = [parameter.grad for parameter in case.network.parameters()]
+    wrong = Climbing if broken else "batched"
+    checks: list[Any] = [
+        lambda: verify.check_gradients(case.network, case.clamps, relaxation, engine=wrong),
+        lambda: verify.check_locality(case.network, case.clamps, still, engine=Telepathic if broken else "batched"),
+        lambda: verify.check_descent(case.network, case.clamps, relaxation, engine=wrong),
+        lambda: verify.check_engines_agree(attrs.evolve(case, relaxation=relaxation), ("reference", wrong)),
+        lambda: verify.check_kernel(module, (4,)),
+    ]
+    for check in checks:
+        with pytest.raises(AssertionError) if broken else contextlib.nullcontext():
+            check()
+        assert generators() == state
+    assert [module.training for module in case.network.modules()] == modes
+    for parameter, gradient in zip(case.network.parameters(), gradients, strict=True):
+        assert parameter.grad is gradient
+        assert bool((gradient == 1).all())
+    for name, tensor in case.network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_what_no_check_can_judge_is_refused() -> None:

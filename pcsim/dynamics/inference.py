@@ -104,7 +104,9 @@ def check_delay(network: Network, relaxation: Relaxation) -> None:
         network: the graph.
         relaxation: how its free nodes move.
     """
-    auxiliary = {name: node.energy_weight for name, node in network.nodes.items() if is_auxiliary(node) and _identity(node)}
+    auxiliary = {
+        name: node.energy_weight for name, node in network.nodes.items() if is_auxiliary(node) and _identity(node)
+    }
     elsewhere = {name: weight for name, weight in auxiliary.items() if not _hands_on(weight, relaxation.rate)}
     if elsewhere:
         weight = next(iter(elsewhere.values()))
@@ -137,7 +139,9 @@ def check_delay(network: Network, relaxation: Relaxation) -> None:
 
 
 def _delays(node: Node, rate: float) -> bool:
-    return node.energy_weight != 1.0 and _hands_on(node.energy_weight, rate) and not node.deterministic and _identity(node)
+    return (
+        node.energy_weight != 1.0 and _hands_on(node.energy_weight, rate) and not node.deterministic and _identity(node)
+    )
 
 
 def _hands_on(weight: float, rate: float) -> bool:

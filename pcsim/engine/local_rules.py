@@ -209,9 +209,7 @@ def predict(task: Task, batch: Batch, name: str, value: Mapping[str, Tensor], *,
     """u_n from the values of its sources, (batch, *shape), without a trace; ``hold=False`` lets statistics move."""
     node = task.network.nodes[name]
     with torch.no_grad():
-        given = [
-            edge.contribute(value[edge.source_name].contiguous(), batch.seed, hold=hold) for edge in node.incoming
-        ]
+        given = [edge.contribute(value[edge.source_name].contiguous(), batch.seed, hold=hold) for edge in node.incoming]
         if given:
             return node.predict(given, batch.seed, hold=hold).contiguous()
         # A copy: what starts at a learned prior must not move with it.

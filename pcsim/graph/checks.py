@@ -97,7 +97,9 @@ def prior(node: Node, given: object) -> Tensor | None:
     if node.deterministic:
         raise GraphError(f"node {node.name!r}: a deterministic node has no energy for a prior to enter; drop one")
     if node.network.in_degree(node.name) if node.name in node.network else False:
-        raise GraphError(f"node {node.name!r}: a prior stands where no edge predicts a node; drop the prior or the edges")
+        raise GraphError(
+            f"node {node.name!r}: a prior stands where no edge predicts a node; drop the prior or the edges"
+        )
     try:
         tensor = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
         if not isinstance(given, Tensor) or not tensor.is_floating_point():

@@ -73,7 +73,9 @@ class Clamping:
     def drifting(self) -> tuple[str, ...]:
         """Free nodes whose energy has no minimum, in insertion order."""
         nodes = self.network.nodes
-        return tuple(name for name in self.free if name in self.energetic and not nodes[name].energy_function.has_minimum)
+        return tuple(
+            name for name in self.free if name in self.energetic and not nodes[name].energy_function.has_minimum
+        )
 
     @cached_property
     def free(self) -> tuple[str, ...]:

@@ -27,9 +27,7 @@ class Edge(Part):
     kind = "edge"
     renamed = {"stochastic": "draws"}  # noqa: RUF012 - annotated by the base class
 
-    def __init__(
-        self, network: Network, name: str, source: str, target: str, module: nn.Module, gain: float
-    ) -> None:
+    def __init__(self, network: Network, name: str, source: str, target: str, module: nn.Module, gain: float) -> None:
         super().__init__(network, name)
         self._source_name, self._target_name = source, target
         self._contribution_shape: tuple[int, ...] = ()

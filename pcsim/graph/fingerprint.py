@@ -51,7 +51,11 @@ class Fingerprint:
         self._owners: list[dict[str, Any]] = [o for m in modules for o in (m._parameters, m._modules)]
         self._hooks = [
             *GLOBAL_HOOKS,
-            *(h for m in users for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)),
+            *(
+                h
+                for m in users
+                for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
+            ),
         ]
         self._settings = [vars(module) for module in users if _has_settings(module)]
         self._members = self._look_at_members()

@@ -16,10 +16,10 @@ from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Energy, LearnedPrecision
 from pcsim.graph.fingerprint import Fingerprint
 from pcsim.graph.levels import levels_to
-from pcsim.graph.summary import describe, html
 from pcsim.graph.node import Node, StateReader
 from pcsim.graph.part import Part
 from pcsim.graph.probing import tensor_options
+from pcsim.graph.summary import describe, html
 
 P = TypeVar("P", bound=Part)
 

@@ -1,8 +1,8 @@
 """A whole network in one file: graph, modules and weights as plain data, from which all is built anew, without pickle.
 
 A module is kept as the name of its class and the arguments of its constructor. Classes of ``torch.nn`` and pcsim's own
-are known; others are made known by :func:`register_module`. A file can only name classes that are known here, so that
-reading one runs no code of anyone else's.
+are known; others are made known by :func:`register_module`. A file can only name classes that are known here, and the
+activations of torch, so that reading one runs no code of anyone else's.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ def _compare(writer: Writer, net: Network) -> None:
     """Build the network anew from what would be kept, and refuse what does not come back alike."""
     reader = Reader(writer.tree)
     pairs: list[tuple[str, object, object]] = [
-        (record["place"], before, after)
+        (f"{record['place']}{'.' if part else ''}{part}", before.get_submodule(part), after.get_submodule(part))
         for record, before, after in zip(writer.tree["modules"], writer.originals, reader.modules, strict=True)
+        for part in record["training"]
     ]
     for name, node in net.nodes.items():
         if not isinstance(node.energy_function, nn.Module):
@@ -112,8 +113,8 @@ def _said(thing: object) -> Mapping[str, object]:
     """What a thing says of itself: its config, or its public attributes where its class is torch's or pcsim's."""
     if type(thing) in RECIPES:
         return RECIPES[type(thing)].config(thing)
-    if not isinstance(thing, nn.Module):
-        return {}  # pcsim's own energies have no arguments
+    if not isinstance(thing, nn.Module) or type(thing).__module__.partition(".")[0] not in ("torch", "pcsim"):
+        return {}  # pcsim's own energies have no arguments, and of a part of another's class nothing is known
     return {name: value for name, value in vars(thing).items() if not name.startswith("_") and name != "training"}
 
 
@@ -126,4 +127,4 @@ def _alike(one: object, other: object) -> bool:
         return len(one) == len(other) and all(map(_alike, one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
-    return bool(one == other)
+    return bool(one == other) or (one != one and other != other)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pcsim.arguments import FUNCTIONS
 from pcsim.errors import FileError
 from pcsim.graph.energy import LearnedPrecision
 from pcsim.graph.network import Network
+from pcsim.random_state import random_state_kept
 from pcsim.saving.parts import held_tensors, own_parts
 from pcsim.saving.registry import CONTAINERS, MODULE, Recipe, recipe_named
 
@@ -20,7 +23,7 @@ class Reader:
     """Builds a network from a :class:`pcsim.saving.writing.Writer`'s tree."""
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
-        with torch.random.fork_rng([]):
+        with random_state_kept():
             self._read(tree)
 
     def _read(self, tree: Mapping[str, Any]) -> None:
@@ -109,9 +112,11 @@ class Reader:
     def _built(self, recipe: Recipe, config: Any, place: str, given: dict[int, nn.Module]) -> Any:
         arguments = self._unpacked(config, given)
         try:
-            # Values are put in afterwards; what is known to hold nothing else needs none to begin with.
-            with nullcontext() if recipe.registered else torch.device("meta"):
-                made = recipe.build(**arguments)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of its arguments it warned when it was made
+                # Values are put in afterwards; what is known to hold nothing else needs none to begin with.
+                with _values_kept(given.values()) if recipe.registered else torch.device("meta"):
+                    made = recipe.build(**arguments)
         except Exception as error:
             raise FileError(f"{place}: no {recipe.name} can be built from its arguments: {error}") from error
         if type(made) is not recipe.kind:
@@ -123,11 +128,28 @@ class Reader:
             module = self.modules[value["module"]]
             given |= {id(part): part for part in module.modules()}
             return module
+        if isinstance(value, Mapping) and "function" in value:
+            return FUNCTIONS[value["function"]]
+        if isinstance(value, Mapping) and "size" in value:
+            return torch.Size(value["size"])
         if isinstance(value, Mapping):
             return {key: self._unpacked(item, given) for key, item in value["mapping"].items()}
         if isinstance(value, list | tuple):
             return type(value)(self._unpacked(item, given) for item in value)
         return value
+
+
+@contextmanager
+def _values_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """What modules hold stays, though a constructor that is given them may initialise them anew."""
+    parts = {str(place): module for place, module in enumerate(modules)}
+    before = [(tensor, tensor.detach().clone()) for *_, tensor in held_tensors(parts)]
+    try:
+        yield
+    finally:
+        for tensor, value in before:
+            if not torch.equal(tensor, value):
+                tensor.detach().copy_(value)
 
 
 def _as_it_was(record: Mapping[str, Any]) -> Tensor:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import attrs
-from torch import Tensor, nn
+from torch import nn
 
+from pcsim.arguments import constructor_arguments
 from pcsim.errors import FileError, SettingError
-from pcsim.graph.energy import CrossEntropy, Energy, Gaussian
 from pcsim.graph.combining import Concatenate, Product, Sum
+from pcsim.graph.energy import CrossEntropy, Energy, Gaussian
+from pcsim.saving.transformers import COPYING
 
 T = TypeVar("T", bound=nn.Module | Energy)
 
@@ -19,6 +20,9 @@ CONTAINERS: dict[str, type[nn.Module]] = {
     f"torch.nn.{kind.__name__}": kind for kind in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 }
 """Modules that are kept as a list of others."""
+
+UNKNOWN = ("Module", "DataParallel", "Container", "NLLLoss2d")
+"""Classes of ``torch.nn`` that are not kept: the base, what belongs to a machine, and two that torch has deprecated."""
 
 MODULE = "module"
 """Stands where an energy is named, for one that is a module as well."""
@@ -99,7 +103,7 @@ def _known_name(kind: type) -> str | None:
     if kind in _OWN.values():
         return f"pcsim.{kind.__name__}"
     found = vars(nn).get(kind.__name__)
-    of_torch = found is kind and issubclass(kind, nn.Module) and kind not in (nn.Module, nn.DataParallel)
+    of_torch = found is kind and issubclass(kind, nn.Module) and kind.__name__ not in UNKNOWN
     return f"torch.nn.{kind.__name__}" if of_torch else None
 
 
@@ -115,7 +119,7 @@ def recipe_of(kind: type, place: str) -> Recipe:
         raise FileError(
             f"{place} is a {_full_name(kind)}, which cannot be kept: register it with pcsim.register_module"
         )
-    return Recipe(name, kind, _arguments, kind, registered=False)
+    return _known_recipe(name, kind)
 
 
 def recipe_named(name: str, place: str) -> Recipe:
@@ -130,20 +134,17 @@ def recipe_named(name: str, place: str) -> Recipe:
             f"{place} is a {name}, which is not known here: register it with pcsim.register_module before loading, if "
             "you trust it"
         )
-    return Recipe(name, kind, _arguments, kind, registered=False)
+    return _known_recipe(name, kind)
+
+
+def _known_recipe(name: str, kind: type) -> Recipe:
+    config, build = COPYING.get(kind, (_arguments, kind))
+    return Recipe(name, kind, config, build, registered=False)
 
 
 def _arguments(thing: object) -> dict[str, Any]:
-    """Constructor arguments, read from the attributes of the same names; defaults are left out."""
-    found = {}
-    for argument in inspect.signature(type(thing)).parameters.values():
-        if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD) or argument.name in ("device", "dtype"):
-            continue
-        value = getattr(thing, argument.name, argument.default)
-        if isinstance(argument.default, bool) and (value is None or isinstance(value, Tensor)):
-            value = value is not None  # bias=True says that there is one, and the attribute is the bias itself
-        if value is inspect.Parameter.empty:
-            raise FileError(f"it does not keep its argument {argument.name!r} as an attribute")
-        if type(value) is not type(argument.default) or value != argument.default:
-            found[argument.name] = value
-    return found
+    """Constructor arguments by name, from the attributes of the same names; defaults are left out."""
+    placed, named = constructor_arguments(thing)
+    if placed:
+        raise FileError("its class takes arguments by position only, and a file keeps them by name")
+    return named

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from pcsim.arguments import function_name
 from pcsim.errors import FileError
 from pcsim.graph.energy import Energy
 from pcsim.graph.network import Network
@@ -129,14 +131,21 @@ class Writer:
             return {"module": self._module(value, place)}
         if isinstance(value, Mapping):
             return {"mapping": {key: self._packed(item, f"{place}.{key}", given) for key, item in value.items()}}
+        if isinstance(value, np.generic):
+            value = value.item()  # which is equal to it, and prints alike within a module
+        if isinstance(value, torch.Size):
+            return {"size": list(value)}
+        if callable(value) and function_name(value) is not None:
+            return {"function": function_name(value)}
         if isinstance(value, list | tuple):
             packed = [self._packed(item, f"{place}[{number}]", given) for number, item in enumerate(value)]
             return tuple(packed) if isinstance(value, tuple) else packed
         if value is None or isinstance(value, bool | int | float | str | Tensor):
             return value
         raise FileError(
-            f"{place} has {value!r} among its arguments, expected a plain value, a tensor or a module; register the "
-            "class with a config that gives such"
+            f"{place} has {value!r} among its arguments, expected a plain value, a tensor, a module or an activation "
+            "of torch.nn.functional; give such, a module in the place of a function, or register the class with a "
+            "config that does"
         )
 
     def _tensor(self, tensor: Tensor, place: str) -> int:

@@ -2,11 +2,12 @@
 
 Each check takes one network (:func:`check_gradients`, :func:`check_locality`, :func:`check_descent`), one case
 (:func:`check_engines_agree`) or one module (:func:`check_kernel`), and raises AssertionError with the smallest network
-found that fails, as code that fails again when it is run. With hypothesis, :func:`networks` makes random graphs from a
-user's own factories of nodes and edges, :func:`own_networks` gives a user's own network other weights, and
-:func:`cases` clamps and relaxes them at random. Where a test's settings leave out hypothesis' ``Phase.shrink``, the
-checks themselves look for the smallest network there too, which is quicker. It needs hypothesis
-(``pip install pcsim[verify]``), which the rest of the package does not.
+found that fails, as code that fails again when it is run. The network, its modes and gradients and the random state
+stay as they were. With hypothesis, :func:`networks` makes random graphs from a user's own factories of nodes and edges,
+:func:`own_networks` gives a user's own network other weights, and :func:`cases` clamps and relaxes them at random.
+Where a test's settings leave out hypothesis' ``Phase.shrink``, the checks themselves look for the smallest network
+there too, which is quicker. It needs hypothesis (``pip install pcsim[verify]``), which the rest of the package does
+not.
 
 Example:
     >>> from hypothesis import given

@@ -9,6 +9,7 @@ import attrs
 from torch import Tensor
 
 from pcsim.errors import PCError
+from pcsim.random_state import random_state_kept
 from pcsim.verify.case import Case, EngineChoice
 from pcsim.verify.comparing import compare, largest
 from pcsim.verify.recording import RecordingOptimizer
@@ -18,13 +19,14 @@ LEARNING_RATE = 0.01
 """Of the plain gradient descent by which the weights move in a comparison."""
 
 
+@random_state_kept()
 def check_engines_agree(
     case: Case, engines: Sequence[EngineChoice] = ("reference", "batched"), tolerance: float = 1e-9
 ) -> None:
     """Engines agree on latents, recorded energies, predictions and gradients, None or not, and on what they refuse.
 
     Each engine relaxes and learns on a copy of the network, twice in a row, so that what an engine keeps between
-    batches is used.
+    batches is used. All start from the same random state.
 
     Args:
         case: what is run; in float64, or give a tolerance that fits.
@@ -57,6 +59,7 @@ class _Outcome:
     refusal: str
 
 
+@random_state_kept()
 def _run(case: Case, engine: EngineChoice) -> _Outcome:
     own = case.copy()
     tensors: dict[str, Tensor | None] = {}

@@ -11,6 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from pcsim.clamps import Clamps
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import LearningRule, SettledUpdate
 from pcsim.engine.engine import Engine
@@ -18,7 +19,6 @@ from pcsim.errors import SettingError
 from pcsim.graph.clamping import Clamping
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
-from pcsim.clamps import Clamps
 from pcsim.simulator import Simulator
 
 NamedClamps = dict[str, Tensor | tuple[Tensor, Tensor]]

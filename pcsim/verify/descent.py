@@ -9,11 +9,12 @@ import attrs
 import torch
 from torch import Tensor
 
+from pcsim.clamps import Clamps
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import LearningRule
 from pcsim.errors import SettingError
 from pcsim.graph.network import Network
-from pcsim.clamps import Clamps
+from pcsim.random_state import random_state_kept
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.oracle import total_energy
 from pcsim.verify.restart import OneStep, trajectory
@@ -27,6 +28,7 @@ MOST_UNITS = 400
 """Free units, over the whole batch, for which a Hessian is computed."""
 
 
+@random_state_kept()
 def check_descent(
     network: Network,
     clamps: Clamps,

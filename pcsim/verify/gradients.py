@@ -9,11 +9,12 @@ import attrs
 import torch
 from torch import Tensor
 
+from pcsim.clamps import Clamps
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import Backprop, ForwardUpdate, IncrementalUpdate, LearningRule, SettledUpdate
 from pcsim.errors import SettingError
 from pcsim.graph.network import Network
-from pcsim.clamps import Clamps
+from pcsim.random_state import random_state_kept
 from pcsim.simulator import Simulator
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.comparing import compare, largest
@@ -23,6 +24,7 @@ from pcsim.verify.restart import plain, trajectory
 from pcsim.verify.shrinking import report
 
 
+@random_state_kept()
 def check_gradients(
     network: Network,
     clamps: Clamps,

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from pcsim.engine.kernels.kernel import Call, Kernel, kernel_for
 from pcsim.errors import SettingError
 from pcsim.graph.statistics import frozen_statistics, normalises
+from pcsim.random_state import random_state_kept
 from pcsim.verify.shrinking import hypothesis_shrinks
 from pcsim.verify.writing import Writer
 
 
+@random_state_kept()
 def check_kernel(module: nn.Module, shape: tuple[int, ...], *, batch: int = 3, tolerance: float = 1e-9) -> None:
     """The kernel registered for a module's type equals autograd, with and without a place to write to.
 

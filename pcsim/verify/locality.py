@@ -10,16 +10,18 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from pcsim.clamps import Clamps
 from pcsim.dynamics.inference import Relaxation
 from pcsim.errors import SettingError
 from pcsim.graph.network import Network
-from pcsim.clamps import Clamps
+from pcsim.random_state import random_state_kept
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.comparing import compare, largest
 from pcsim.verify.restart import OneStep, clamped_onto, random_state, trajectory
 from pcsim.verify.shrinking import report
 
 
+@random_state_kept()
 def check_locality(
     network: Network,
     clamps: Clamps,

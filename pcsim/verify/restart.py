@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import SettledUpdate
 from pcsim.dynamics.precision import Constant, PrecisionSchedule
-from pcsim.graph.network import Network
 from pcsim.graph.combining import Sum
+from pcsim.graph.network import Network
 from pcsim.simulator import Simulator
 from pcsim.verify.case import Case, EngineChoice, NamedClamps, fully_clamped, given_units, given_value
 from pcsim.verify.oracle import own_precision

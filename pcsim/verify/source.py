@@ -9,14 +9,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from pcsim.clamps import Clamps
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import LearningRule
+from pcsim.graph.combining import Sum
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Gaussian
 from pcsim.graph.network import Network
-from pcsim.graph.combining import Sum
 from pcsim.graph.node import Node
-from pcsim.clamps import Clamps
 from pcsim.verify.case import SeededNetwork
 from pcsim.verify.writing import Writer
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-import attrs
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -20,9 +19,9 @@ from pcsim.dynamics.learning import Backprop, ForwardUpdate, IncrementalUpdate, 
 from pcsim.dynamics.precision import Constant, Decaying, PrecisionSchedule, Spiking
 from pcsim.errors import PCError
 from pcsim.graph.clamping import Clamping
+from pcsim.graph.combining import Concatenate, Product
 from pcsim.graph.energy import CrossEntropy, LearnedPrecision
 from pcsim.graph.network import Network
-from pcsim.graph.combining import Concatenate, Product
 from pcsim.graph.node import Node
 from pcsim.verify.case import Case, NamedClamps, SeededNetwork, fully_clamped
 from pcsim.verify.parts import (
@@ -330,8 +329,3 @@ def _backprop_possible(network: Network, given: NamedClamps) -> bool:
     except PCError:
         return False
     return True
-
-
-def with_rule(case: Case, rule: LearningRule) -> Case:
-    """The same case with another learning rule."""
-    return attrs.evolve(case, rule=rule)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import pcsim
+from pcsim.arguments import constructor_arguments, function_name
+from pcsim.random_state import random_state_kept
 
 LONGEST_TENSOR = 64
 """Tensors with more numbers are written as what they were drawn from, or by their shape alone."""
@@ -40,15 +42,14 @@ class Writer:
     def thing(self, value: object) -> str:
         """An expression for a module, an energy, a schedule, a relaxation, a rule or an engine.
 
-        Sources in turn: the constructor's arguments where attributes of the same names hold them, and the repr. What
-        is of neither torch nor pcsim is built on trial, and where that gives something else, the expression names the
-        type with ``...`` for its arguments, and a note says so.
+        Sources in turn: the constructor's arguments where attributes of the same names hold them, and the repr. Each is
+        built on trial, and where that gives something else, the expression names the type with ``...`` for its
+        arguments, and a note says so.
         """
         kind = type(value)
         before = dict(self.imports), dict(self.notes)
         for written in self._attempts(value):
-            plain = isinstance(value, nn.Module) and _home(kind) is not None and not any(True for _ in value.children())
-            if plain or self._builds(written, value):
+            if self._builds(written, value):
                 return written
             self.imports, self.notes = dict(before[0]), dict(before[1])
         name = self._named(kind)
@@ -85,8 +86,10 @@ class Writer:
     def _builds(self, written: str, value: object) -> bool:
         """Whether an expression builds the like of a value: of its type, and with tensors of the same shapes."""
         names = {"nn": nn, "torch": torch, "tensor": torch.tensor, "pcsim": pcsim, "functools": functools} | self.known
+        plain = isinstance(value, nn.Module) and all(_home(type(part)) == "nn" for part in value.modules())
         try:
-            with torch.random.fork_rng(devices=[]):
+            # Of torch's own modules the shapes will do, without memory for their values.
+            with random_state_kept(), torch.device("meta") if plain else contextlib.nullcontext():
                 built = eval(written, names)
         except Exception:  # whatever a user's constructor makes of it, this is not the way to build it
             return False
@@ -118,27 +121,13 @@ class Writer:
             given += [f"{name}={self.value(own)}" for name, own in value.keywords.items()]
             yield f"functools.partial({', '.join(given)})"
             return
-        if not (isinstance(value, nn.Module) and _home(kind)):
-            with contextlib.suppress(Unwritten, ValueError, TypeError):
-                yield f"{self._named(kind)}({', '.join(self._arguments(value))})"
+        with contextlib.suppress(Unwritten, LookupError, ValueError, TypeError):
+            placed, named = constructor_arguments(value)
+            given = [*map(self.value, placed), *(f"{name}={self.value(own)}" for name, own in named.items())]
+            yield f"{self._named(kind)}({', '.join(given)})"
         written = " ".join(repr(value).split())
         if written.startswith(f"{kind.__name__}("):
             yield self._named(kind) + written[len(kind.__name__) :]
-
-    def _arguments(self, value: object) -> Iterator[str]:
-        """The constructor's arguments, from attributes of their names; those that are the default are left out."""
-        for name, parameter in inspect.signature(type(value)).parameters.items():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            if not hasattr(value, name):
-                if parameter.default is parameter.empty:
-                    raise Unwritten(name)
-                continue
-            own = getattr(value, name)
-            if type(own) is type(parameter.default) and not isinstance(own, Tensor) and own == parameter.default:
-                continue
-            written = self.value(own)
-            yield written if parameter.kind is parameter.POSITIONAL_ONLY else f"{name}={written}"
 
     def value(self, value: object) -> str:
         """An expression for a number, a text, a tensor, a container, a class, a function or a :meth:`thing`.
@@ -161,7 +150,9 @@ class Writer:
         if isinstance(value, type):
             home = _home(value)
             return self.name(value) if home is None else f"{home}.{value.__name__}"
-        return self.name(value) if inspect.isroutine(value) else self.thing(value)
+        if inspect.isroutine(value):
+            return function_name(value) or self.name(value)
+        return self.thing(value)
 
 
 def drawn(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

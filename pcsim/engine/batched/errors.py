@@ -33,9 +33,7 @@ def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learni
             value, prediction = (do.read(node.part(n, rows), operations, names) for n in ("value", "prediction"))
             goal = node.part("delta", rows)
             delta = goal.cell.read()
-            operations.append(
-                Operation("error", partial(torch.sub, value.read(), prediction.read(), out=delta), names)
-            )
+            operations.append(Operation("error", partial(torch.sub, value.read(), prediction.read(), out=delta), names))
             if callable(scale):
                 operations.append(Operation("weigh", partial(_weigh, delta, scale), names))
             elif isinstance(scale, Tensor) or scale != 1.0:
@@ -78,7 +76,9 @@ def _weigh(delta: Tensor, scale: Callable[[], Scale]) -> None:
     delta.mul_(scale())
 
 
-def each(node: NodeMemory, rows: Sequence[int], scale: Scale | Callable[[], Scale]) -> list[tuple[int, Tensor, Tensor, Scale]]:
+def each(
+    node: NodeMemory, rows: Sequence[int], scale: Scale | Callable[[], Scale]
+) -> list[tuple[int, Tensor, Tensor, Scale]]:
     """Value, prediction and scale of each row, as an energy of a user's own takes them."""
     scales = scale() if callable(scale) and not isinstance(scale, Tensor) else scale
     stacked = isinstance(scales, Tensor) and len(rows) > 1

@@ -67,7 +67,11 @@ def shape_after(child: nn.Module, shape: tuple[int, ...], whole: nn.Module) -> t
 
 def _signature(chain: Sequence[Link]) -> Hashable:
     return tuple(
-        (type(link.kernel), link.kernel.signature(link.module), tuple(p.requires_grad for p in link.module.parameters()))
+        (
+            type(link.kernel),
+            link.kernel.signature(link.module),
+            tuple(p.requires_grad for p in link.module.parameters()),
+        )
         for link in chain
     )
 

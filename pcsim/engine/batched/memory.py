@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pcsim.engine.batched.groups import EdgeGroup, Groups, Link, NodeGroup, shape_after
 from pcsim.engine.batched.operations import Cell, Operation, Part, run_of
 from pcsim.engine.kernels.autograd import Traced
-from pcsim.engine.kernels.kernel import Call, Kernel, Saved
+from pcsim.engine.kernels.kernel import Call, Kernel
 from pcsim.engine.planning.plan import Plan
 from pcsim.engine.planning.wiring import Mask, Positions
 from pcsim.engine.problem import Batch, State, origin

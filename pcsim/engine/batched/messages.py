@@ -144,7 +144,9 @@ class Largest:
         self.update = 0.0
 
 
-def displace(memory: Memory, node: NodeMemory, part: Part, descent: Part, velocity: Part | None, largest: Largest) -> None:
+def displace(
+    memory: Memory, node: NodeMemory, part: Part, descent: Part, velocity: Part | None, largest: Largest
+) -> None:
     """Move nodes by their descent, as the relaxation says."""
     relaxation = memory.task.relaxation
     value = _rows(part)

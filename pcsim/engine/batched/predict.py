@@ -53,7 +53,9 @@ def _evaluate(operations: list[Operation], edge: EdgeMemory, rows: Positions, ac
         goal = edge.place(position + 1, rows)
         call = edge.call(position, rows, operations)
         output = do.written(goal)
-        operations.append(Operation(f"predict {_title(link.kernel)}", do.forward(link.kernel, call, value, output), names))
+        operations.append(
+            Operation(f"predict {_title(link.kernel)}", do.forward(link.kernel, call, value, output), names)
+        )
         do.finish(goal, operations, names)
         value = output
 

@@ -44,7 +44,8 @@ class Traced:
 
     def vjp(self, delta: Tensor, *, learn: bool) -> list[Tensor]:
         """(∂output/∂input)ᵀ delta for each input, zero where the output does not depend on it; as a side effect, the
-        parameters' gradients where ``learn`` is set."""
+        parameters' gradients where ``learn`` is set.
+        """
         output = self._traced() if self._output is None else self._output
         self._output = None
         parameters = [p for p in self._parameters if p.requires_grad] if learn else []

@@ -21,9 +21,7 @@ class Identity(Kernel[nn.Identity]):
         """The value itself."""
         return value if out is None else out.copy_(value)
 
-    def message(
-        self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta itself."""
         return delta if out is None else out.copy_(delta)
 
@@ -44,9 +42,7 @@ class Gain(Kernel[nn.Module]):
         """Value times the gain."""
         return torch.mul(value, self._gain, out=out)
 
-    def message(
-        self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta times the gain."""
         return torch.mul(delta, self._gain, out=out)
 
@@ -60,9 +56,7 @@ class Tanh(Kernel[nn.Tanh]):
         """The hyperbolic tangent of each unit."""
         return torch.tanh(value, out=out)
 
-    def message(
-        self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta · (1 − output²)."""
         if out is None:
             return _tensor(aten.tanh_backward(delta, output))
@@ -78,9 +72,7 @@ class ReLU(Kernel[nn.ReLU]):
         """Each unit, or 0 where it is negative."""
         return torch.clamp_min(value, 0, out=out)
 
-    def message(
-        self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta where the output is positive."""
         if out is None:
             return _tensor(aten.threshold_backward(delta, output, 0))
@@ -98,9 +90,7 @@ class GELU(Kernel[nn.GELU]):
             return _tensor(aten.gelu(value, approximate=call.module.approximate))
         return _tensor(aten.gelu.out(value, approximate=call.module.approximate, out=out))
 
-    def message(
-        self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta times the derivative at the input."""
         how = call.module.approximate
         if out is None:
@@ -121,9 +111,7 @@ class Flatten(Kernel[nn.Flatten]):
         """The value, one axis per sample; a copy, since latents move in place while this is still read."""
         return value.flatten(1).clone() if out is None else out.copy_(value.flatten(1))
 
-    def message(
-        self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta in the value's shape."""
         return delta.reshape(value.shape)
 

@@ -39,9 +39,7 @@ class Conv2d(Kernel[nn.Conv2d]):
         )
         return result
 
-    def message(
-        self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """The transposed convolution of delta."""
         return self._backward(call, delta, value, (True, False, False))[0]
 
@@ -72,9 +70,7 @@ class MaxPool2d(Kernel[nn.MaxPool2d]):
         pooled, saved["indices"] = result
         return pooled
 
-    def message(
-        self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta at the largest value of each window, 0 elsewhere."""
         settings = (*_window(call.module), call.saved["indices"])
         backward = aten.max_pool2d_with_indices_backward

@@ -70,9 +70,7 @@ class Kernel(ABC, Generic[M]):
         """The module's output; written into ``out`` where one is given and the kernel can, else a new tensor."""
 
     @abstractmethod
-    def message(
-        self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """(∂output/∂value)ᵀ delta, of the value's shape (SPEC §2); ``out`` as in ``forward``."""
 
     def add_message(self, call: Call, delta: Tensor, goal: Tensor, factor: float) -> None:

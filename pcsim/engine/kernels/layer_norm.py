@@ -38,9 +38,7 @@ class LayerNorm(Kernel[nn.LayerNorm]):
         )
         return result
 
-    def message(
-        self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta pulled back, through the row's own mean and deviation as well."""
         return self._backward(call, delta, value, [True, False, False])[0]
 

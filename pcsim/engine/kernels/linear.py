@@ -32,9 +32,7 @@ class Linear(Kernel[nn.Linear]):
             return torch.addmm(bias, value, weight, out=out)
         return torch.baddbmm(bias.unsqueeze(1), value, weight, out=out)
 
-    def message(
-        self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta · W, (k?, batch, in features)."""
         return torch.matmul(delta, call.weights["weight"], out=out)
 

@@ -20,9 +20,7 @@ class SiLU(Kernel[nn.SiLU]):
         result: Tensor = aten.silu(value) if out is None else aten.silu.out(value, out=out)
         return result
 
-    def message(
-        self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
-    ) -> Tensor:
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta times the derivative at the input."""
         if out is None:
             out = torch.empty_like(value)

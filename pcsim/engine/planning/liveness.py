@@ -104,9 +104,7 @@ def take_step(
     schedule = _schedule(task, wiring, step, before.live & weighing if leave_out else wiring.energetic)
     live = before.live & weighing & (wiring.energy_weight != 0) & (schedule != 0)
     active = live if leave_out else wiring.energetic
-    edges, nodes, fresh = refresh(
-        wiring, before, before.live | active if task.record else active, leave_out=leave_out
-    )
+    edges, nodes, fresh = refresh(wiring, before, before.live | active if task.record else active, leave_out=leave_out)
     hears = wiring.hears | wiring.learns if task.learns_each_step else wiring.hears
     relay = wiring.upstream(active) & hears
     message = (active | relay)[wiring.target] & (wiring.hears | relay)[wiring.source]

@@ -1,0 +1,66 @@
+"""What a batch's targets mean: values of a node, or numbers of classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from pcsim.errors import ClampError, SettingError
+from pcsim.graph.node import Node
+
+
+def target_values(target: Tensor, node: Node) -> Tensor:
+    """Values of a target node, (batch, *shape), of any dtype.
+
+    Targets of that shape are values, integers and booleans too. Integers of shape (batch,) are numbers of classes where
+    the node can tell classes apart: it has one axis, of two units or more. They become one-hot. Anything else is
+    refused, since a guess would train on the wrong numbers.
+
+    Args:
+        target: (batch, *shape), or class numbers from 0, (batch,).
+        node: which it is given to.
+
+    Raises:
+        SettingError: class numbers are out of range.
+        ClampError: the targets are neither.
+    """
+    if target.dim() == 0 or not len(target) or tuple(target.shape[1:]) == node.shape:
+        return target  # what is no batch at all is refused with the other clamps
+    classes = node.shape[0] if len(node.shape) == 1 and node.shape[0] > 1 else 0
+    if not classes or target.dim() != 1 or not _whole(target):
+        expected = f"(batch, {', '.join(map(str, node.shape))})" if node.shape else "(batch,)"
+        or_classes = f", or class numbers from 0 to {classes - 1} of shape (batch,)," if classes else ""
+        raise ClampError(
+            f"targets of shape {tuple(target.shape)} and {target.dtype} given, expected {expected}{or_classes} for "
+            f"node {node.name!r}; {_mend(target, node.shape)}"
+        )
+    low, high = int(target.min()), int(target.max())
+    if low < 0 or high >= classes:
+        raise SettingError(
+            f"targets from {low} to {high} given, expected class numbers from 0 to {classes - 1} for node "
+            f"{node.name!r}; number the classes from 0, or give the node a unit for each"
+        )
+    return one_hot(target.long(), classes)
+
+
+def _whole(target: Tensor) -> bool:
+    return not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+
+
+def _mend(target: Tensor, shape: tuple[int, ...]) -> str:
+    """What to do about targets that do not have a node's shape."""
+    given, wanted = tuple(target.shape[1:]), shape
+    lacking = [axis for axis, size in enumerate(wanted) if size == 1 and given == wanted[:axis] + wanted[axis + 1 :]]
+    if lacking:
+        mend = f"if they are the values, add the axis that is missing, targets.unsqueeze({lacking[0] + 1})"
+        return mend + ("; if they are classes, give the node a unit for each" if wanted == (1,) else "")
+    surplus = [axis for axis, size in enumerate(given) if size == 1 and given[:axis] + given[axis + 1 :] == wanted]
+    if surplus:
+        return f"take away the axis that is too many, targets.squeeze({surplus[0] + 1})"
+    if len(wanted) == 1 and given in ((), (1,)):
+        first = "targets.squeeze(1)" if given else "targets"
+        return f"if they are class numbers, give {first if _whole(target) else f'{first}.long()'}"
+    if given == wanted[1:] and _whole(target):
+        return f"if they are class numbers, give torch.nn.functional.one_hot(targets, {wanted[0]}).movedim(-1, 1)"
+    return "the batch is the first axis"
