@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import attrs
 from torch import Tensor
 
-from pcsim import notebook
+from pcsim import tables
 from pcsim.errors import StateError
 from pcsim.graph.node import Node
 
@@ -46,11 +46,11 @@ class Trace:
     def _repr_html_(self) -> str:
         caption = f"Trace of {self.steps} steps over {len(self.nodes)} nodes with an energy"
         if self.energies is None:
-            return notebook.table((), (), caption=f"{caption}; no energies recorded (infer(..., record=True))")
+            return tables.html((), (), caption=f"{caption}; no energies recorded (infer(..., record=True))")
         means, rows = self.energies.double().mean(2), []
         for level in sorted({self.levels[name] for name in self.nodes if name in self.levels}):
             members = [place for place, name in enumerate(self.nodes) if self.levels.get(name) == level]
             start, end = means[:, members].sum(1)[[0, -1]].tolist()
             rows.append((str(level), ", ".join(self.nodes[place] for place in members), f"{start:.4g}", f"{end:.4g}"))
         headings = ("level", "nodes", "energy per sample at the start", "at the end")
-        return notebook.table(headings, rows, caption=caption)
+        return tables.html(headings, rows, caption=caption)

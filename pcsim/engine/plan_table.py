@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pcsim import notebook
+from pcsim import tables
 from pcsim.engine.stacks import stack_nodes
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def html(plan: Plan) -> str:
     phases = _phases(plan)
     headings = list(dict.fromkeys(part for _, parts in phases for part in parts))
     rows = [[label, *(parts.get(part, "") for part in headings)] for label, parts in phases]
-    return notebook.table(["", *headings], rows, caption=_left_out(plan))
+    return tables.html(["", *headings], rows, caption=_left_out(plan))
 
 
 def _stacks(plan: Plan) -> list[str]:

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pcsim.errors import GraphError
+from pcsim.graph import summary
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Energy, LearnedPrecision
 from pcsim.graph.evaluation import Snapshot, probe, tensor_options
 from pcsim.graph.levels import levels_to
-from pcsim.graph.network_html import network_html
 from pcsim.graph.node import Node, StateReader, Sum, instead_of
-from pcsim.graph.table import network_table
 
 PROBE_BATCH = 2
 
@@ -435,11 +434,11 @@ class Network(nn.Module):
         return f"Network({len(self._nodes)} nodes, {len(self._edges)} edges)"
 
     def __str__(self) -> str:
-        return network_table(self)
+        return summary.text(self)
 
     def _repr_html_(self) -> str:
         # A notebook would show HTML or SVG, and not both; so the picture is part of the HTML.
-        return network_html(self, "" if Network.picture is None else Network.picture(self))
+        return summary.html(self, "" if Network.picture is None else Network.picture(self))
 
 
 def listed(names: Mapping[str, object], most: int = 12) -> str:

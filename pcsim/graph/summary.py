@@ -1,11 +1,12 @@
-"""A network as a table that a person can read."""
+"""A network as a person reads it: a table of its nodes, printed or shown by a notebook."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
+
+from pcsim import tables
 
 if TYPE_CHECKING:
     from pcsim.graph.network import Network
@@ -14,16 +15,24 @@ if TYPE_CHECKING:
 HEADINGS = ("node", "kind", "shape", "predicted by", "transfer", "energy", "parameters")
 
 
-def network_table(network: Network) -> str:
+def text(network: Network) -> str:
     """One line per node, with the edges that predict it, and the totals."""
-    rows = [row(node) for node in network.nodes.values()]
     total = sum(parameter.numel() for parameter in network.parameters())
-    summary = f"{len(network.nodes)} nodes, {len(network.edges)} edges, {total:,} parameters"
-    return f"{aligned([HEADINGS, *rows])}\n{summary}"
+    totals = f"{len(network.nodes)} nodes, {len(network.edges)} edges, {total:,} parameters"
+    return f"{tables.text(HEADINGS, _rows(network))}\n{totals}"
 
 
-def row(node: Node) -> tuple[str, ...]:
-    """The cells of one node, as many as there are headings."""
+def html(network: Network, picture: str) -> str:
+    """The picture, an SVG element or nothing, over the same table; a long one loses its middle."""
+    framed = f'<div style="overflow-x: auto">{picture}</div>' if picture else ""
+    return framed + tables.html(HEADINGS, _rows(network), caption=repr(network))
+
+
+def _rows(network: Network) -> list[tuple[str, ...]]:
+    return [_row(node) for node in network.nodes.values()]
+
+
+def _row(node: Node) -> tuple[str, ...]:
     sources = ", ".join(f"{edge.source_name} ({type(edge.module).__name__})" for edge in node.incoming)
     modules: list[nn.Module] = [node, *(edge.module for edge in node.incoming)]
     count = sum(parameter.numel() for module in modules for parameter in module.parameters())
@@ -37,11 +46,3 @@ def row(node: Node) -> tuple[str, ...]:
         "" if node.deterministic else type(node.energy_function).__name__,
         f"{count:,}",
     )
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text under their headings (the first row), columns padded to their widest cell."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([lines[0], rule, *lines[1:]])
