@@ -73,14 +73,11 @@ def schedules() -> Figure:
 def deep(method: str, rate: float, depth: int = 12) -> tuple[pcsim.Simulator, dict[str, Tensor]]:
     """An untrained chain on a batch of digits."""
     torch.manual_seed(0)
-    train, _ = pcsim.data.digits()
+    train, _ = pcsim.data.standardise(*pcsim.data.digits())
     net = pcsim.topologies.mlp([64, *[128] * (depth - 1), 10])
     precision, rule = METHODS[method]
     sim = pcsim.Simulator(net, pcsim.Relaxation(depth, rate, precision=precision), rule)
-    return sim, {
-        "input": (train.images[:256] - train.images.mean()) / train.images.std(),
-        "output": train.one_hot()[:256],
-    }
+    return sim, {"input": train.images[:256], "output": train.one_hot()[:256]}
 
 
 def relaxation() -> Figure:

@@ -14,7 +14,6 @@ import argparse
 import json
 from collections.abc import Sequence
 
-import attrs
 import torch
 from command_line import device, file, number
 from torch.optim import AdamW
@@ -42,14 +41,6 @@ DEFAULT_SEEDS = (0,)
 
 RATE, LEARNING_RATE, WEIGHT_DECAY, BATCH = 0.5, 1e-3, 1e-4, 64
 CELL = 15
-
-
-def standardised_digits() -> tuple[ImageData, ImageData]:
-    """Train and test set, pixels scaled by the mean and standard deviation of the training set's."""
-    train, test = pcsim.data.digits()
-    mean, deviation = train.images.mean(), train.images.std()
-    scaled = (attrs.evolve(part, images=(part.images - mean) / deviation) for part in (train, test))
-    return next(scaled), next(scaled)
 
 
 def simulator(method: str, depth: int, options: argparse.Namespace) -> pcsim.Simulator:
@@ -154,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    data = standardised_digits()
+    data = pcsim.data.standardise(*pcsim.data.digits())
     print(f"Test accuracy on {len(data[1])} digits after {options.epochs} epochs on {len(data[0])}; "
           f"seeds {', '.join(map(str, options.seeds))}; depth in edges, width {options.width}")  # fmt: skip
     print("method".ljust(12) + "".join(str(depth).rjust(CELL) for depth in options.depths), flush=True)

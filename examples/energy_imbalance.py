@@ -35,13 +35,12 @@ METHODS: dict[str, Callable[[float], tuple[pcsim.PrecisionSchedule, pcsim.Learni
 def batch(options: argparse.Namespace) -> dict[str, Tensor]:
     """Images and targets."""
     if options.data == "digits":
-        train, _ = data.digits()
-        images = train.take(options.batch).images.view(-1, 1, 8, 8)
-        images = (images - images.mean()) / images.std()
+        (few,) = data.standardise(data.digits()[0].take(options.batch))
+        images = few.images.view(-1, 1, 8, 8)
     else:
-        train, _ = data.cifar10(options.root)
-        images = data.normalise(train.take(options.batch).images, data.CIFAR10_MEAN, data.CIFAR10_STD)
-    return {"input": images.double(), "output": train.take(options.batch).one_hot().double()}
+        few = data.cifar10(options.root)[0].take(options.batch)
+        images = data.normalise(few.images, data.CIFAR10_MEAN, data.CIFAR10_STD)
+    return {"input": images.double(), "output": few.one_hot().double()}
 
 
 def simulator(method: str, image: Sequence[int], options: argparse.Namespace) -> pcsim.Simulator:

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from command_line import file, number, told_in_a_line
 from torch.optim import AdamW
@@ -39,10 +38,9 @@ METHODS: dict[str, tuple[pcsim.PrecisionSchedule, pcsim.LearningRule]] = {
 
 def load(options: argparse.Namespace) -> tuple[ImageData, ImageData]:
     """Training and test images as standardised vectors."""
-    train, test = data.digits() if options.data == "digits" else data.mnist(options.root)
-    mean, deviation = train.images.mean(), train.images.std()
-    scaled = (attrs.evolve(part, images=(part.images - mean) / deviation).flatten() for part in (train, test))
-    return next(scaled), next(scaled)
+    parts = data.digits() if options.data == "digits" else data.mnist(options.root)
+    train, test = data.standardise(*parts)
+    return train.flatten(), test.flatten()
 
 
 def simulator(method: str, blocks: int, features: int, options: argparse.Namespace) -> pcsim.Simulator:

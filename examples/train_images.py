@@ -87,10 +87,9 @@ class Own(pcsim.Callback):
 def load(options: argparse.Namespace) -> tuple[ImageData, ImageData, ImageData]:
     """Training, validation and test images, scaled by the mean and deviation of each channel."""
     if options.data == "digits":
-        train, test = data.digits()
-        mean, deviation = train.images.mean(), train.images.std()
-        train, test = (attrs.evolve(part, images=((part.images - mean) / deviation).view(-1, 1, 8, 8))
-                       for part in (train, test))  # fmt: skip
+        train, test = (
+            attrs.evolve(part, images=part.images.view(-1, 1, 8, 8)) for part in data.standardise(*data.digits())
+        )
     else:
         read = {"mnist": data.mnist, "cifar10": data.cifar10, "cifar100": data.cifar100}[options.data]
         scale = {

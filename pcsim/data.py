@@ -200,6 +200,20 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return (images - images.new_tensor(mean).view(-1, 1, 1)) / images.new_tensor(std).view(-1, 1, 1)
 
 
+def standardise(train: ImageData, *others: ImageData) -> tuple[ImageData, ...]:
+    """Return all sets scaled by one mean and one standard deviation: those of all numbers of the first.
+
+    Raises DataError unless the numbers of the first differ, and are finite.
+    """
+    mean, deviation = train.images.mean(), train.images.std()
+    if not 0 < float(deviation) < math.inf:
+        raise DataError(
+            f"standardise: {len(train)} images of mean {float(mean):g} and standard deviation {float(deviation):g}, "
+            "expected a finite deviation above zero: give the training set first, with images that differ"
+        )
+    return tuple(attrs.evolve(part, images=(part.images - mean) / deviation) for part in (train, *others))
+
+
 def augment(images: Tensor, *, generator: torch.Generator) -> Tensor:
     """Return each image flipped left to right with probability 1/2 and cropped at random.
 

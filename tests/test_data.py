@@ -379,6 +379,24 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def test_standardise_scales_all_sets_as_the_first() -> None:
+    train, test = data.standardise(*(ImageData(torch.rand(n, 3, 2) * n, torch.zeros(n).long(), 1) for n in (50, 7)))
+    assert train.images.mean().item() == pytest.approx(0, abs=1e-6)
+    assert train.images.std().item() == pytest.approx(1)
+    assert (train.images.shape, test.images.shape) == ((50, 3, 2), (7, 3, 2))
+    whole = ImageData(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1]), 2)
+    (first, other) = data.standardise(whole, ImageData(torch.tensor([[5.0]]), torch.tensor([1]), 2))
+    torch.testing.assert_close(first.images, torch.tensor([[-1.0], [1.0]]) / 2**0.5)
+    torch.testing.assert_close(other.images, torch.tensor([[3.0]]) / 2**0.5)
+    torch.testing.assert_close(first.labels, whole.labels)
+
+
+@pytest.mark.parametrize("images", [torch.ones(3, 2), torch.tensor([[1.0, torch.nan]])])
+def test_standardise_refuses_what_has_no_spread(images: torch.Tensor) -> None:
+    with pytest.raises(DataError, match="expected a finite deviation above zero"):
+        data.standardise(ImageData(images, torch.zeros(len(images)).long(), 1))
+
+
 def test_augment_gives_shifted_and_flipped_copies() -> None:
     """Against the definition: each result is one of the 2 x 9 x 9 flips and crops of its own image."""
     images = torch.rand(64, 3, 8, 6) + 0.1

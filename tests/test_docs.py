@@ -180,6 +180,15 @@ def test_public_modules_are_those_of_the_package() -> None:
     assert exported <= set(MODULES)
 
 
+def test_the_forge_runs_what_a_change_has_to_pass_on_every_python_that_is_named() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    named = re.findall(r"Programming Language :: Python :: (3\.\d+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+    matrix = re.search(r"python: \[(.*)\]", workflow)
+    assert matrix is not None
+    assert re.findall(r'"([\d.]+)"', matrix[1]) == named
+    assert "bash .ci/run" in workflow
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     citation, changelog = (ROOT / "CITATION.cff").read_text(), (ROOT / "CHANGELOG.md").read_text()
     assert f"\nversion: {pcsim.__version__}\n" in citation

@@ -14,10 +14,10 @@ from torch import nn
 
 import pcsim
 from pcsim import plots
-from pcsim.drawing.folding import Diagram, diagram
-from pcsim.drawing.layout import place
 from pcsim.errors import GraphError, PCError, SettingError, StateError
-from pcsim.figures import KIND_COLOURS
+from pcsim.plots.network.folding import Diagram, diagram
+from pcsim.plots.network.layout import place
+from pcsim.plots.style import KIND_COLOURS
 from pcsim.topologies import mlp, residual_mlp, resnet
 
 
@@ -313,7 +313,7 @@ def test_graphviz_source_holds_every_edge_and_the_blocks() -> None:
 def test_the_svg_is_well_formed_and_the_same_every_time() -> None:
     net = mlp([2, 3, 2])
     net.add_node("<script>&", (1,))
-    first, second = pcsim.drawing.svg(net), pcsim.drawing.svg(net)
+    first, second = plots.svg(net), plots.svg(net)
     assert first == second
     root = ElementTree.fromstring(first)
     assert root.tag.endswith("svg")

@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-import attrs
 import torch
+from shared.script import command_line, save
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 import pcsim
 from pcsim import diagnosis, plots
-from pcsim.data import ImageData
 
 SPIKING = pcsim.Spiking(alpha=0.0)
 METHODS: dict[str, tuple[int, float, pcsim.PrecisionSchedule, pcsim.LearningRule]] = {
@@ -31,13 +29,6 @@ METHODS: dict[str, tuple[int, float, pcsim.PrecisionSchedule, pcsim.LearningRule
     "spiking + FU": (0, 0.5, SPIKING, pcsim.ForwardUpdate()),
     "backprop": (0, 0.2, pcsim.Constant(), pcsim.Backprop()),  # which relaxes nothing
 }
-
-
-def standardised_digits() -> tuple[ImageData, ImageData]:
-    """Train and test set, pixels scaled by the mean and standard deviation of the training set's."""
-    train, test = pcsim.data.digits()
-    mean, deviation = train.images.mean(), train.images.std()
-    return tuple(attrs.evolve(part, images=(part.images - mean) / deviation) for part in (train, test))
 
 
 def simulator(method: str, options: argparse.Namespace) -> pcsim.Simulator:
@@ -67,20 +58,17 @@ def draw(
     for part, (moment, own) in zip(below.subfigures(1, 2), similarities.items(), strict=True):
         plots.similarity_by_edge(own, figure=part)
         part.suptitle(f"{moment} training")
-    figure.savefig(options.plot, dpi=150)
-    print(f"drawn: {options.plot}")
+    save(figure, options.plot)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train by each method from the same weights, tell, and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__, epochs=8)
     parser.add_argument("--hidden", type=int, default=5, help="hidden layers, at least 3")
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, default=Path("against_backprop.png"), metavar="PATH")
     options = parser.parse_args(arguments)
-    train, test = standardised_digits()
+    train, test = pcsim.data.standardise(*pcsim.data.digits())
     few = {"input": train.images[:256], "output": train.one_hot()[:256]}
     curves: dict[str, list[float]] = {}
     similarities: dict[str, dict[str, dict[str, float]]] = {"before": {}, "after": {}}

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from shared.script import command_line, save
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW
@@ -73,19 +74,16 @@ def draw(shown: dict[str, Tensor], mask: Tensor, path: Path) -> None:
             axes.imshow(colours.numpy())
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(title, rotation=0, ha="right", va="center")
-    figure.savefig(path, dpi=150)
-    print(f"drawn: {path}")
+    save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Learn, complete, tell, and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__, epochs=40)
     parser.add_argument("--hidden", type=int, default=128, help="number of causes")
     parser.add_argument("--given", choices=HALVES, default="top", help="the half that is clamped")
-    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--steps", type=int, default=200, help="of inference in completion")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, default=Path("completion.png"), metavar="PATH")
     options = parser.parse_args(arguments)
     train, test = pcsim.data.digits()
     mean = train.images.mean(0)

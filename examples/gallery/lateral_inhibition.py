@@ -10,12 +10,12 @@ Sparseness is Treves and Rolls' ⟨v⟩² / ⟨v²⟩ over the units (1991): les
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from shared.script import command_line, save
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
@@ -90,16 +90,13 @@ def draw(rows: dict[str, Tensor], by_gain: dict[float, Tensor], path: Path) -> N
         axes.set(title=name, ylabel="image", xticks=range(0, 64, GROUP))
     panels[1].set_xlabel("feature (a tick where a group begins)")
     below.colorbar(image, ax=list(panels), label="activity")
-    figure.savefig(path, dpi=150)
-    print(f"drawn: {path}")
+    save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Learn, switch the competition on, learn on, tell, and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__, epochs=10)
     parser.add_argument("--gain", type=float, default=-0.4, help="below zero")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--plot", type=Path, default=Path("lateral_inhibition.png"), metavar="PATH")
     options = parser.parse_args(arguments)
     train, test = pcsim.data.digits()
     torch.manual_seed(0)

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-import attrs
 import torch
+from shared.script import command_line, save
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
@@ -33,13 +32,6 @@ METHODS: dict[str, tuple[pcsim.PrecisionSchedule, pcsim.LearningRule, bool]] = {
 }
 STYLES = {"color": "#999999", "linewidth": 7}, {"color": "#0072B2", "marker": "D"}, {"color": "#D55E00", "marker": "s"}
 RATE, BATCH = 0.8, 64
-
-
-def standardised_digits() -> tuple[ImageData, ImageData]:
-    """Train and test set, pixels scaled by the mean and standard deviation of the training set's."""
-    train, test = pcsim.data.digits()
-    mean, deviation = train.images.mean(), train.images.std()
-    return tuple(attrs.evolve(part, images=(part.images - mean) / deviation) for part in (train, test))
 
 
 def simulator(method: str, seed: int, options: argparse.Namespace) -> pcsim.Simulator:
@@ -87,20 +79,17 @@ def draw(curves: dict[str, torch.Tensor], images: ImageData, options: argparse.N
     axes.set_title(f"{options.blocks} residual blocks; shaded: from the worst to the best run")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     plots.energy_by_level(traces, figure=below)
-    figure.savefig(options.plot, dpi=150)
-    print(f"drawn: {options.plot}")
+    save(figure, options.plot)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train with each method, tell, and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__, epochs=4)
     parser.add_argument("--blocks", type=int, default=10)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--plot", type=Path, default=Path("skip_network.png"), metavar="PATH")
     options = parser.parse_args(arguments)
-    data = standardised_digits()
+    data = pcsim.data.standardise(*pcsim.data.digits())
     print(f"Test accuracy of {options.blocks} residual blocks after {options.epochs} epochs, seeds {options.seeds}")
     curves = {}
     for method in METHODS:

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import networkx as nx
 import torch
+from shared.script import command_line, save
 from torch import nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
@@ -89,20 +89,17 @@ def draw(graph: nx.Graph, accuracies: dict[str, float], options: argparse.Namesp
     right.bar_label(bars, fmt="%.3f", padding=-32, color="white")
     right.set(xlabel="test accuracy", xlim=(0, 1))
     right.invert_yaxis()
-    figure.savefig(options.plot, dpi=150)
-    print(f"drawn: {options.plot}")
+    save(figure, options.plot)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the graph, train it by each method, tell, and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__, epochs=8)
     parser.add_argument("--nodes", type=int, default=20, help="of the ring")
     parser.add_argument("--neighbours", type=int, default=4, help="of each node of the ring, an even number")
     parser.add_argument("--rewired", type=float, default=0.4, help="share of the edges, 0 to 1")
     parser.add_argument("--width", type=int, default=32, help="units of each node")
-    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, default=Path("small_world.png"), metavar="PATH")
     options = parser.parse_args(arguments)
     graph = nx.connected_watts_strogatz_graph(options.nodes, options.neighbours, options.rewired, seed=options.seed)
     path, clustering = nx.average_shortest_path_length(graph), nx.average_clustering(graph)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from shared.script import command_line, save
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
@@ -76,18 +77,15 @@ def draw(drawn: Tensor, confusion: Tensor, accuracy: float, path: Path) -> None:
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
     axes.set(xlabel="inferred label", ylabel="digit", xticks=range(10), yticks=range(10))
     axes.set_title(f"image clamped, label inferred (number of test images): accuracy {accuracy:.3f}")
-    figure.savefig(path, dpi=150)
-    print(f"drawn: {path}")
+    save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Learn, draw by the label, classify by the image, and tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__file__, __doc__, epochs=20)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--steps", type=int, default=100, help="of inference of the label")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--plot", type=Path, default=Path("top_down.png"), metavar="PATH")
     options = parser.parse_args(arguments)
     train, test = pcsim.data.digits()
     torch.manual_seed(options.seed)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pcsim.errors import GraphError, UnknownNameError, listed
-from pcsim.graph import checks
+from pcsim.graph import checks, summary
 from pcsim.graph.combining import Sum
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Energy, LearnedPrecision
@@ -19,7 +19,6 @@ from pcsim.graph.levels import levels_to
 from pcsim.graph.node import Node, StateReader
 from pcsim.graph.part import Part
 from pcsim.graph.probing import tensor_options
-from pcsim.graph.summary import describe, html
 
 P = TypeVar("P", bound=Part)
 
@@ -402,8 +401,8 @@ class Network(nn.Module):
         return f"Network({len(self.nodes)} nodes, {len(self.edges)} edges)"
 
     def __str__(self) -> str:
-        return describe(self)
+        return summary.text(self)
 
     def _repr_html_(self) -> str:
         # A notebook would show HTML or SVG, and not both; so the picture is part of the HTML.
-        return html(self, "" if Network.picture is None else Network.picture(self))
+        return summary.html(self, "" if Network.picture is None else Network.picture(self))

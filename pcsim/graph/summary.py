@@ -1,4 +1,4 @@
-"""A network as a person can read it: as text, and as a notebook shows it."""
+"""A network as a person reads it: a table of its nodes, printed or shown by a notebook."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ if TYPE_CHECKING:
 HEADINGS = ("node", "kind", "shape", "predicted by", "transfer", "energy", "parameters")
 
 
-def describe(network: Network) -> str:
+def text(network: Network) -> str:
     """One line per node, with the edges that predict it, and the totals."""
     total = sum(parameter.numel() for parameter in network.parameters())
-    summary = f"{len(network.nodes)} nodes, {len(network.edges)} edges, {total:,} parameters"
-    return f"{tables.text(HEADINGS, [_row(node) for node in network.nodes.values()])}\n{summary}"
+    totals = f"{len(network.nodes)} nodes, {len(network.edges)} edges, {total:,} parameters"
+    return f"{tables.text(HEADINGS, _rows(network))}\n{totals}"
 
 
 def html(network: Network, picture: str) -> str:
-    """The picture, an SVG element or nothing, over the table that ``print`` gives; a long table loses its middle."""
+    """The picture, an SVG element or nothing, over the same table; a long one loses its middle."""
     framed = f'<div style="overflow-x: auto">{picture}</div>' if picture else ""
-    return framed + tables.html(HEADINGS, [_row(node) for node in network.nodes.values()], caption=repr(network))
+    return framed + tables.html(HEADINGS, _rows(network), caption=repr(network))
+
+
+def _rows(network: Network) -> list[tuple[str, ...]]:
+    return [_row(node) for node in network.nodes.values()]
 
 
 def _row(node: Node) -> tuple[str, ...]:
-    """The cells of one node, as many as there are headings."""
     sources = ", ".join(f"{edge.source_name} ({type(edge.module).__name__})" for edge in node.incoming)
     modules: list[nn.Module] = [node, *(edge.module for edge in node.incoming)]
     count = sum(parameter.numel() for module in modules for parameter in module.parameters())

@@ -1,4 +1,4 @@
-"""Drawings of a network by matplotlib: its columns from inputs to outputs."""
+"""A network drawn by matplotlib, in a figure or as SVG: its columns from inputs to outputs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pcsim.drawing.folding import Box, Diagram, diagram
-from pcsim.drawing.layout import Layout, place
 from pcsim.errors import PCError, SettingError
-from pcsim.figures import BACK, FORWARD, KIND_COLOURS, new_figure
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
+from pcsim.plots.network.folding import Box, Diagram, diagram
+from pcsim.plots.network.layout import Layout, place
+from pcsim.plots.style import KIND_COLOURS, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 LEAST_WIDTH, LEGEND, COLOUR_BAR = 3.5, 0.4, 0.6
 BANDS = (3.0, 5.0, 7.0, 10.0, 14.5, 20.0, 30.0)
 """Lengths of bands, in inches, of which the one is taken that lets the drawing be largest in a given figure."""
-
-DOT_SHAPES = {"latent": "box", "deterministic": "box", "auxiliary": "ellipse", "clamped": "octagon"}
 
 
 def draw(
@@ -37,8 +35,8 @@ def draw(
 
     Latent nodes are rounded, deterministic ones square, auxiliary ones (:func:`pcsim.is_auxiliary`) ellipses and
     clamped ones octagons, each in a colour of its own. Edges that close a cycle are dashed. Of more than three
-    parallel edges, one is drawn, with their number. Blocks that repeat are framed and drawn once, with the number of
-    copies (the rule is that of :func:`pcsim.folding.diagram`). Long names lose their middle.
+    parallel edges, one is drawn, with their number. Blocks that repeat, alike in their nodes, modules and wiring, are
+    framed and drawn once, with the number of copies. Long names lose their middle.
 
     Args:
         network: any with at least one node.
@@ -64,7 +62,7 @@ def draw(
     if figure is None:
         width, height = layout.size
         figure = new_figure(max(LEAST_WIDTH, width), height + LEGEND + (COLOUR_BAR if energy else 0.0))
-    from pcsim.drawing import canvas
+    from pcsim.plots.network import canvas
 
     axes = figure.subplots()
     axes.set(xlim=(0, layout.size[0]), ylim=(-layout.size[1], 0), aspect="equal")
@@ -98,9 +96,6 @@ def svg(network: Network) -> str:
     return written.getvalue()[written.getvalue().index("<svg") :]
 
 
-Network.picture = svg
-
-
 def _largest(shown: Diagram, figure: FigureBase) -> Layout:
     width, height = figure.bbox.width, figure.bbox.height  # type: ignore[attr-defined]
     return max((place(shown, band) for band in BANDS), key=lambda one: min(width / one.size[0], height / one.size[1]))
@@ -108,46 +103,3 @@ def _largest(shown: Diagram, figure: FigureBase) -> Layout:
 
 def _mean_energy(box: Box) -> float:
     return float(torch.stack([node.energy.detach().double().mean() for node in box.nodes]).mean())
-
-
-def graphviz(network: Network, *, clamped: Collection[Node | str] = (), fold: bool | None = None) -> str:
-    """The same drawing as source text for Graphviz (its DOT language), which arranges it itself.
-
-    Shapes, colours and dashes are those of :func:`draw`; a block that repeats is a cluster, drawn once, with the
-    number of copies. Every edge is there but those that the block stands for; parallel ones are drawn side by side.
-
-    Args:
-        network: any.
-        clamped: nodes to be marked as given, or their names.
-        fold: whether to fold what repeats; None folds networks of more than 24 nodes, False draws everything.
-
-    Raises:
-        GraphError: a clamped node is not in the network.
-    """
-    shown = diagram(network, clamped=clamped, fold=fold)
-    lines = ["digraph network {", "  rankdir=LR;", "  node [fontname=Helvetica];", "  edge [fontname=Helvetica];"]
-    for number, block in enumerate(shown.blocks):
-        members = [_dot_node(box) for box in shown.boxes if block.first <= box.column <= block.last]
-        label = f"    label={_quoted(f'× {block.copies}')}; style=dotted;"
-        lines += [f"  subgraph cluster_{number} {{", label, *(f"  {member}" for member in members), "  }"]
-    inside = {column for block in shown.blocks for column in range(block.first, block.last + 1)}
-    lines += [_dot_node(box) for box in shown.boxes if box.column not in inside]
-    for arrow in shown.arrows:
-        ends = " -> ".join(_quoted(shown.boxes[box].nodes[0].name) for box in (arrow.source, arrow.target))
-        style = f'color="{BACK}" style=dashed constraint=false' if arrow.back else f'color="{FORWARD}"'
-        lines += [f"  {ends} [{style}];"] * arrow.count
-    return "\n".join([*lines, "}"]) + "\n"
-
-
-def _dot_node(box: Box) -> str:
-    fill, outline = KIND_COLOURS[box.kind]
-    style = "rounded,filled" if box.kind == "latent" else "filled"
-    label = _quoted("\n".join((*box.names, box.shape)))
-    shape = f'shape={DOT_SHAPES[box.kind]} style="{style}" fillcolor="{fill}" color="{outline}"'
-    return f"  {_quoted(box.nodes[0].name)} [label={label} {shape}];"
-
-
-def _quoted(text: str) -> str:
-    """A quoted string of Graphviz's, in which backslashes begin escapes."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'

@@ -1,70 +1,23 @@
-"""Figures of what is inside a network: energies over the steps of a relaxation, and errors after it."""
+"""Figures of the errors that a network holds after a run."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from pcsim import diagnosis
 from pcsim.errors import SettingError
-from pcsim.figures import new_figure
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
-from pcsim.trace import Trace
+from pcsim.plots.style import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
-MOST_NAMED_LEVELS = 8
-"""More levels than these are told apart by a colour bar."""
-
-DARK_PART = 0.9
-"""Of the colour map, whose lightest part hardly shows on white."""
-
 MOST_PANELS = 16
 PANELS_ABREAST = 4
-
-
-def energy_over_steps(trace: Trace, *, figure: FigureBase | None = None) -> FigureBase:
-    """One line per level: its energy at each inference step, on a log scale, from the step at which it has any.
-
-    Energies are those of :func:`pcsim.diagnosis.level_energies`; level 0 is the target.
-
-    Args:
-        trace: a recorded relaxation.
-        figure: where to draw; a new figure by default.
-
-    Raises:
-        StateError: the trace holds no energies.
-        SettingError: no node with an energy reaches a target, or no energy is above zero.
-        PCError: matplotlib is missing.
-    """
-    energies = diagnosis.level_energies(trace)
-    if not bool((energies > 0).any()):
-        raise SettingError("trace without an energy above zero given, expected one of a relaxation that has an error")
-    figure = new_figure() if figure is None else figure
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    last = energies.shape[1] - 1
-    colours, axes = colormaps["viridis"], figure.subplots()
-    for level, curve in enumerate(energies.masked_fill(energies <= 0, math.nan).T.tolist()):
-        if not all(map(math.isnan, curve)):
-            shade = colours(DARK_PART * level / max(1, last))
-            axes.plot(curve, color=shade, marker="o", markersize=3, label=f"level {level}")
-    axes.set(xlabel="inference step", ylabel="energy per sample", yscale="log")
-    axes.grid(alpha=0.3)
-    if last < MOST_NAMED_LEVELS:
-        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    else:
-        scale = ScalarMappable(Normalize(0, last / DARK_PART), colours)
-        figure.colorbar(scale, ax=axes, label="level (hops from the target)", boundaries=range(last + 2))
-    return figure
 
 
 def error_histograms(

@@ -1,79 +1,63 @@
-"""Figures: a network, accuracy against depth, and how energy spreads over its levels as it relaxes.
-
-They need no display: each is drawn into a matplotlib figure of its own, or into a part of one that is given.
-"""
+"""Figures of a relaxation, from its trace: energies and errors of the levels over the steps, and how they spread."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from pcsim import diagnosis
-from pcsim.drawing import draw, graphviz
 from pcsim.errors import SettingError
-from pcsim.figures import DECADES, LINES, UNREACHED, new_figure
-from pcsim.looking import energy_over_steps, error_histograms
+from pcsim.plots.style import DECADES, UNREACHED, lines, new_figure
 from pcsim.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
-__all__ = [
-    "LINES",
-    "accuracy_by_depth",
-    "draw",
-    "energy_by_level",
-    "energy_over_steps",
-    "error_by_level",
-    "error_front",
-    "error_histograms",
-    "graphviz",
-    "imbalance_by_step",
-    "new_figure",
-    "similarity_by_edge",
-]
+MOST_NAMED_LEVELS = 8
+"""More levels than these are told apart by a colour bar."""
+
+DARK_PART = 0.9
+"""Of the colour map, whose lightest part hardly shows on white."""
 
 
-def accuracy_by_depth(
-    accuracies: Mapping[str, Mapping[int, Sequence[float]]],
-    *,
-    chance: float | None = None,
-    figure: FigureBase | None = None,
-) -> FigureBase:
-    """One line per method: mean accuracy against depth, with a bar from the worst to the best run.
+def energy_over_steps(trace: Trace, *, figure: FigureBase | None = None) -> FigureBase:
+    """One line per level: its energy at each inference step, on a log scale, from the step at which it has any.
+
+    Energies are those of :func:`pcsim.diagnosis.level_energies`; level 0 is the target.
 
     Args:
-        accuracies: by method, then by depth in edges: the accuracies, 0 to 1, of its runs, at least one.
-        chance: accuracy of a guess, 0 to 1; None draws none.
+        trace: a recorded relaxation.
         figure: where to draw; a new figure by default.
 
     Raises:
-        SettingError: there is nothing to draw.
+        StateError: the trace holds no energies.
+        SettingError: no node with an energy reaches a target, or no energy is above zero.
         PCError: matplotlib is missing.
     """
-    if not any(accuracies.values()) or not all(runs for curve in accuracies.values() for runs in curve.values()):
-        raise SettingError(f"accuracies {accuracies!r} given, expected at least one run for each method and depth")
+    energies = diagnosis.level_energies(trace)
+    if not bool((energies > 0).any()):
+        raise SettingError("trace without an energy above zero given, expected one of a relaxation that has an error")
     figure = new_figure() if figure is None else figure
-    axes = figure.subplots()
-    depths = sorted({depth for curve in accuracies.values() for depth in curve})
-    for number, (method, curve) in enumerate(accuracies.items()):
-        colour, marker, dashes = LINES[number % len(LINES)]
-        own = sorted(curve)
-        means = [sum(curve[depth]) / len(curve[depth]) for depth in own]
-        # Side by side within a depth, since good methods agree to a percent and would hide each other.
-        places = [depths.index(depth) + 0.05 * (number - (len(accuracies) - 1) / 2) for depth in own]
-        axes.plot(places, means, label=method, color=colour, marker=marker, linestyle=dashes)
-        axes.vlines(places, [min(curve[depth]) for depth in own], [max(curve[depth]) for depth in own], color=colour)
-    if chance is not None:
-        axes.axhline(chance, color="grey", linewidth=1, linestyle=(0, (1, 3)))
-        axes.annotate("chance", (1, chance), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="grey")
-    axes.set(xlabel="depth (edges)", ylabel="test accuracy", ylim=(0, 1.03), xticks=range(len(depths)))
-    axes.set_xticklabels([str(depth) for depth in depths])
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    last = energies.shape[1] - 1
+    colours, axes = colormaps["viridis"], figure.subplots()
+    for level, curve in enumerate(energies.masked_fill(energies <= 0, math.nan).T.tolist()):
+        if not all(map(math.isnan, curve)):
+            shade = colours(DARK_PART * level / max(1, last))
+            axes.plot(curve, color=shade, marker="o", markersize=3, label=f"level {level}")
+    axes.set(xlabel="inference step", ylabel="energy per sample", yscale="log")
+    axes.grid(alpha=0.3)
+    if last < MOST_NAMED_LEVELS:
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    else:
+        scale = ScalarMappable(Normalize(0, last / DARK_PART), colours)
+        figure.colorbar(scale, ax=axes, label="level (hops from the target)", boundaries=range(last + 2))
     return figure
 
 
@@ -142,7 +126,7 @@ def imbalance_by_step(traces: Mapping[str, Trace], *, figure: FigureBase | None 
     points = {
         title: [(step, r) for step, r in enumerate(c.tolist()) if math.isfinite(r)] for title, c in curves.items()
     }
-    figure, axes = _lines(points, figure)
+    figure, axes = lines(points, figure)
     axes.set(xlabel="inference step", ylabel="largest / smallest energy of a level", yscale="log")
     return figure
 
@@ -161,42 +145,6 @@ def error_front(traces: Mapping[str, Trace], *, above: float = 0.0, figure: Figu
         PCError: matplotlib is missing.
     """
     fronts = {title: diagnosis.arrivals(trace, above=above) for title, trace in traces.items()}
-    figure, axes = _lines({title: sorted(front.items()) for title, front in fronts.items()}, figure)
+    figure, axes = lines({title: sorted(front.items()) for title, front in fronts.items()}, figure)
     axes.set(xlabel="level (hops from the target)", ylabel="step of arrival")
     return figure
-
-
-def similarity_by_edge(
-    similarities: Mapping[str, Mapping[str, float]], *, figure: FigureBase | None = None
-) -> FigureBase:
-    """One line per method: the cosine of each edge's update with backprop's, of ``diagnosis.update_similarity``.
-
-    Args:
-        similarities: by title, then by edge, in the order in which they are drawn.
-        figure: where to draw; a new figure by default.
-
-    Raises:
-        SettingError: there is none.
-        PCError: matplotlib is missing.
-    """
-    edges = list(dict.fromkeys(edge for own in similarities.values() for edge in own))
-    points = {title: [(edges.index(edge), own[edge]) for edge in own] for title, own in similarities.items()}
-    figure, axes = _lines(points, figure)
-    shown = range(0, len(edges), max(1, -(-len(edges) // 12)))
-    axes.set(ylabel="cosine with backprop's update", ylim=(-1.05, 1.05), xticks=list(shown))
-    axes.set_xticklabels([edges[place] for place in shown], rotation=30, ha="right")
-    return figure
-
-
-def _lines(points: Mapping[str, Sequence[tuple[int, float]]], figure: FigureBase | None) -> tuple[FigureBase, Any]:
-    if not points:
-        raise SettingError("nothing given to draw, expected at least one curve by its title")
-    figure = new_figure() if figure is None else figure
-    axes = figure.subplots()
-    for number, (title, curve) in enumerate(points.items()):
-        colour, marker, dashes = LINES[number % len(LINES)]
-        axes.plot([x for x, _ in curve], [y for _, y in curve], label=title, color=colour, marker=marker,
-                  linestyle=dashes, markersize=4)  # fmt: skip
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return figure, axes

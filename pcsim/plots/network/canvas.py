@@ -17,9 +17,9 @@ from matplotlib.patches import BoxStyle, FancyArrowPatch, PathPatch
 from matplotlib.path import Path
 from matplotlib.transforms import Affine2D
 
-from pcsim.drawing.folding import KINDS, Box, Diagram
-from pcsim.drawing.layout import Frame, Line, label_lines
-from pcsim.figures import BACK, DECADES, FORWARD, KIND_COLOURS, UNREACHED
+from pcsim.plots.network.folding import KINDS, Box, Diagram
+from pcsim.plots.network.layout import Frame, Line, label_lines
+from pcsim.plots.style import BACK, DECADES, FORWARD, KIND_COLOURS, UNREACHED
 
 BACK_DASHES = (0, (4, 2))
 TEXT, ARROW = 8.0, 8.0

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from pcsim.drawing.folding import Arrow, Block, Box, Diagram
+from pcsim.plots.network.folding import Arrow, Block, Box, Diagram
 
 LINE, LETTER, MOST_LETTERS = 0.155, 0.08, 18
 GAP, ROW_GAP, MARGIN = 0.45, 0.2, 0.35

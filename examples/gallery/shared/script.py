@@ -1,0 +1,28 @@
+"""What every script of the gallery has: a command line that ends in a picture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+def command_line(script: str, description: str, *, epochs: int) -> argparse.ArgumentParser:
+    """A reader of options, with ``--epochs`` and ``--plot``, in the current folder under the script's name.
+
+    Args:
+        script: its file.
+        description: its docstring.
+        epochs: unless others are asked for.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--plot", type=Path, default=Path(f"{Path(script).stem}.png"), metavar="PATH")
+    return parser
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, as PNG or SVG as its name says, and tell where."""
+    figure.savefig(path, dpi=150)
+    print(f"drawn: {path}")
