@@ -69,7 +69,7 @@ class Simulator:
             centred nudging.
     """
 
-    _locks: ClassVar[WeakKeyDictionary[Network, threading.RLock]] = WeakKeyDictionary()  # type: ignore[valid-type]
+    _locks: ClassVar[WeakKeyDictionary[Network, threading.RLock]] = WeakKeyDictionary()
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Simulator:
         self._clampings: dict[tuple[object, ...], Clamping] = {}
         self._checked: set[tuple[object, ...]] = set()
         self._optimizer: tuple[weakref.ref[Optimizer], object] | None = None
-        self._learning = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+        self._learning = WeakIdKeyDictionary()
 
     def __getstate__(self) -> dict[str, object]:
         """Without the latest run, so that a copy starts afresh."""
@@ -296,7 +296,7 @@ class Simulator:
                 f"optimizer: {type(optimizer).__name__} holds {len(gone)} parameters that this network had and that have "
                 f"been replaced since, so they would no longer learn; {mend} again"
             )
-        self._learning.update({parameter: True for parameter in held if id(parameter) in own})  # type: ignore[no-untyped-call]
+        self._learning.update({parameter: True for parameter in held if id(parameter) in own})
         self._optimizer = weakref.ref(optimizer), fingerprint
 
     def _count(self, state: State) -> None:
@@ -367,7 +367,7 @@ class Simulator:
         )
         if not predicting:
             self._check_task(task)
-        seed = int(torch.randint(2**31, ()).item()) if fingerprint.draws and not predicting else 0
+        seed = int(torch.randint(2**31, ()).item()) if fingerprint.stochastic and not predicting else 0
         nudge = 1.0 if nudging is None else nudging.beta
         return task, Batch(fits, len(first), first.dtype, first.device, seed, nudge)
 

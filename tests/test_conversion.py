@@ -191,7 +191,7 @@ class TestFromSequential:
         model = conv().eval()
         model[4].train()
         net = from_sequential(model, input_shape=(2, 8, 8))
-        assert [name for name, node in net.nodes.items() if node.draws] == ["hidden1", "hidden3"]
+        assert [name for name, node in net.nodes.items() if node.stochastic] == ["hidden1", "hidden3"]
         assert [m.training for m in model] == [place == 4 for place in range(len(model))]
         assert not net.training
 

@@ -634,8 +634,8 @@ def test_probing_shapes_leaves_statistics_and_the_random_state_alone() -> None:
         assert norm.num_batches_tracked == 0
         assert not norm.running_mean.any()
         assert torch.equal(norm.running_var, torch.ones(3))
-    assert edge.draws
-    assert normalised.draws
+    assert edge.stochastic
+    assert normalised.stochastic
 
 
 @ENGINES
@@ -685,8 +685,8 @@ def test_a_dropout_that_is_added_in_evaluation_mode_is_noticed() -> None:
     net.add_node("x", (3,))
     net.add_node("y", (3,), transfer=nn.Dropout(0.5).eval())
     edge = net.add_edge("x", "y", nn.Dropout(0.5).eval())
-    assert edge.draws
-    assert net["y"].draws
+    assert edge.stochastic
+    assert net["y"].stochastic
     assert not edge.module.training
 
 

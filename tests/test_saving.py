@@ -97,7 +97,7 @@ def check_same(net: pcsim.Network, other: pcsim.Network) -> None:
     for name, edge in net.edges.items():
         again = other.edges[name]
         assert (edge.source_name, edge.target_name, edge.gain) == (again.source_name, again.target_name, again.gain)
-        assert (repr(edge.module), edge.draws) == (repr(again.module), again.draws)
+        assert (repr(edge.module), edge.stochastic) == (repr(again.module), again.stochastic)
     for name, node in net.nodes.items():
         again = other[name]
         for attribute in ("shape", "weight", "deterministic", "energy_function", "stochastic"):
@@ -208,7 +208,7 @@ class TestRoundTrip:
         )
         other = there_and_back(net.eval(), tmp_path / "net")
         check_same(net, other)
-        assert other["hidden1"].draws
+        assert other["hidden1"].stochastic
         for network in (net, other):
             network.train()
         check_relaxes_alike(net, other)

@@ -38,7 +38,7 @@ def shape(node: str, given: object) -> tuple[int, ...]:
     """The shape of a node as positive numbers."""
     try:
         axes = tuple(given) if isinstance(given, Sequence | np.ndarray | torch.Size) else (given,)
-        found = tuple(operator.index(size) for size in axes if not isinstance(size, bool))  # type: ignore[arg-type]
+        found = tuple(operator.index(size) for size in axes if not isinstance(size, bool))
     except TypeError:
         found = ()
         axes = (None,)
@@ -175,17 +175,12 @@ def prediction(node: Node, contributions: list[Tensor], edge: str, combine: nn.M
 
 
 def kept_state(place: str, given: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    """Whether a module's buffers move as it is evaluated; refuses a state elsewhere, and reentrant checkpointing."""
+    """Whether a module's buffers move as it is evaluated; refuses a state kept elsewhere."""
     moves, attribute = what_stays(given, inputs)
     if attribute:
         raise GraphError(
             f"{place}, {given!r}, keeps a state in its attribute {attribute!r}, and is evaluated many times on a batch; "
             "register it as a buffer, which then moves once per batch, or make it a node of the graph"
-        )
-    if checkpoints_reentrantly(given, inputs):
-        raise GraphError(
-            f"{place}, {given!r}, checkpoints reentrantly, through which local gradients cannot be asked for; give "
-            "checkpoint(..., use_reentrant=False)"
         )
     return moves
 
@@ -195,7 +190,7 @@ def look_at_edge(edge: Edge, given: nn.Module, found: Tensor) -> None:
     dtype, device = found.dtype if found.is_floating_point() else torch.get_default_dtype(), found.device
     value = torch.zeros(PROBE_BATCH, *edge.source.shape, dtype=dtype, device=device)
     moves = kept_state(f"edge {edge.name!r}: its module", given, [value])
-    edge.draws, edge.moves = may_draw(given), moves
+    edge.stochastic, edge.moves, edge.plain = may_draw(given), moves, plain(given)
     edge._contribution_shape = tuple(found.shape[1:])
     edge.looked_at = identity_of([given])
 
@@ -205,7 +200,8 @@ def look_at_node(node: Node, combine: nn.Module, transfer: nn.Module, contributi
     moves = False
     if contributions:
         moves = what_stays(combine, contributions)[0] or what_stays(transfer, [probe(combine, contributions)])[0]
-    node.draws, node.moves = may_draw(combine) or may_draw(transfer), moves
+    node.stochastic, node.moves = may_draw(combine) or may_draw(transfer), moves
+    node.plain = plain(combine) and plain(transfer)
     node.looked_at = identity_of([combine, transfer])
 
 
@@ -312,3 +308,27 @@ def whole(network: Network) -> None:
         exchanged = node.looked_at != identity_of([node.combine, node.transfer])
         if exchanged or (node.incoming and type(node.combine) is not Sum):
             replaced_in_node(node, "transfer", node.transfer)
+    differentiable(network)
+
+
+def differentiable(network: Network) -> None:
+    """Refuse modules through which no gradient can be asked for: those that checkpoint reentrantly.
+
+    Raises:
+        GraphError: names the edge or node.
+    """
+    for edge in (edge for edge in network.edges.values() if not edge.plain):
+        _check_checkpoints(f"edge {edge.name!r}: its module", edge.module, edge.source.shape)
+    for node in (node for node in network.nodes.values() if not node.plain):
+        shape = next((edge.contribution_shape for edge in node.incoming), None)
+        if shape is not None and type(node.combine) is Sum:
+            _check_checkpoints(f"node {node.name!r}: its transfer", node.transfer, shape)
+
+
+def _check_checkpoints(place: str, given: nn.Module, shape: tuple[int, ...]) -> None:
+    dtype, device = tensor_options(given)
+    if checkpoints_reentrantly(given, [torch.zeros(PROBE_BATCH, *shape, dtype=dtype, device=device)]):
+        raise GraphError(
+            f"{place}, {given!r}, checkpoints reentrantly, through which local gradients cannot be asked for; give "
+            "checkpoint(..., use_reentrant=False)"
+        )

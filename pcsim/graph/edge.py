@@ -25,7 +25,6 @@ class Edge(Part):
     """
 
     kind = "edge"
-    renamed = {"stochastic": "draws"}  # noqa: RUF012 - annotated by the base class
 
     def __init__(self, network: Network, name: str, source: str, target: str, module: nn.Module, gain: float) -> None:
         super().__init__(network, name)

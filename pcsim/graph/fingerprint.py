@@ -42,7 +42,7 @@ class Fingerprint:
         self.normalising = [module for module in modules if normalises(module)]
         """Modules of torch that keep running statistics."""
         parts = [module for module in modules if isinstance(module, Part)]
-        self.draws = any(part.draws for part in parts)
+        self.stochastic = any(part.stochastic for part in parts)
         """Whether any part may draw random numbers."""
         self.moving = [part for part in parts if part.moves]
         """Parts whose buffers move as they are evaluated."""

@@ -68,7 +68,6 @@ class Node(Part):
         "weight": "energy_weight",
         "given_precision": "own_precision",
         "base_precision": "own_precision",
-        "stochastic": "draws",
     }
 
     def __init__(

@@ -32,10 +32,12 @@ class Part(nn.Module):
         # Past nn.Module's own __setattr__, which would make the network a child of its part.
         object.__setattr__(self, "_network", network)
         self._name = name
-        self.draws = False
+        self.stochastic = False
         """Whether the modules may draw random numbers."""
         self.moves = False
         """Whether the modules' buffers move when they are evaluated (those of torch's normalisation aside)."""
+        self.plain = True
+        """Whether the modules are torch.nn's own alone, so that it is known what they do besides computing."""
         self.looked_at: tuple[int, ...] = ()
         """The modules for which this was found."""
 
@@ -62,7 +64,7 @@ class Part(nn.Module):
 
     @contextmanager
     def _drawing(self, seed: int | None, device: torch.device) -> Iterator[None]:
-        if self.draws and seed is not None:
+        if self.stochastic and seed is not None:
             with held_draw(seed, f"{self.kind} {self._name}", device):
                 yield
         else:

@@ -124,7 +124,7 @@ def in_float64(
         raise SettingError("a check needs clamps: nothing is clamped, so the batch size is unknown")
     own = copy.deepcopy(network).double()
     for part in (*own.nodes.values(), *own.edges.values()):
-        if part.draws:
+        if part.stochastic:
             part.eval()
     named: NamedClamps = {}
     for node, given in clamps.items():

@@ -317,7 +317,7 @@ class EdgeMemory:
                 continue
             index = torch.as_tensor(rows, device=self._arena.device)
             key = ("gathered weights", link, name, len(rows))
-            weights[name] = scratch = self._kept(key, lambda stack=stack: stack.new_empty(len(rows), *stack.shape[1:]))
+            weights[name] = scratch = self._kept(key, partial(stack.new_empty, len(rows), *stack.shape[1:]))
             gather = partial(torch.index_select, stack, 0, index, out=scratch)
             operations.append(Operation("gather weights", gather, named(self.names, rows)))
         return Call(module, weights, self._kept(("saved", link), dict[str, Tensor]))
@@ -413,8 +413,9 @@ class EdgeMemory:
 class _Stacking:
     """Copies parameters into a stack, all of them: what has changed a weight does not always leave a sign."""
 
-    def __init__(self, parameters: list[nn.Parameter], stack: Tensor) -> None:
-        self._parameters, self._stack = parameters, stack
+    def __init__(self, parameters: Sequence[nn.Parameter], stack: Tensor) -> None:
+        self._parameters: list[Tensor] = list(parameters)
+        self._stack = stack
         self._flat = stack.flatten(0, 1) if stack.dim() > 1 else None
 
     def __call__(self) -> None:

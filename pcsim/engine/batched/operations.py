@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -129,19 +129,19 @@ def _add(goal: Tensor, addend: Cell, factor: float) -> None:
     goal.add_(addend.read(), alpha=factor)
 
 
-def forward(kernel: Kernel[object], call: Call, value: Cell, output: Cell) -> Callable[[], object]:
+def forward(kernel: Kernel[Any], call: Call, value: Cell, output: Cell) -> Callable[[], object]:
     """Runs a kernel forward."""
     if value.fixed and output.fixed and kernel.fills_out:
         return partial(kernel.forward, call, value.read(), output.read())
     return partial(_forward, kernel, call, value, output)
 
 
-def _forward(kernel: Kernel[object], call: Call, value: Cell, output: Cell) -> None:
+def _forward(kernel: Kernel[Any], call: Call, value: Cell, output: Cell) -> None:
     output.write(kernel.forward(call, value.read(), output.tensor))
 
 
 def message(
-    kernel: Kernel[object], call: Call, delta: Cell, value: Cell, output: Cell, goal: Cell
+    kernel: Kernel[Any], call: Call, delta: Cell, value: Cell, output: Cell, goal: Cell
 ) -> Callable[[], object]:
     """Runs a kernel backward, from delta to the message to its input."""
     if kernel.fills_out and all(cell.fixed for cell in (delta, value, output, goal)):
@@ -149,12 +149,12 @@ def message(
     return partial(_message, kernel, call, delta, value, output, goal)
 
 
-def _message(kernel: Kernel[object], call: Call, delta: Cell, value: Cell, output: Cell, goal: Cell) -> None:
+def _message(kernel: Kernel[Any], call: Call, delta: Cell, value: Cell, output: Cell, goal: Cell) -> None:
     goal.write(kernel.message(call, delta.read(), value.read(), output.read(), goal.tensor))
 
 
 def rounded_message(
-    kernel: Kernel[object], call: Call, delta: Cell, value: Cell, output: Cell, goal: Cell, dtype: torch.dtype
+    kernel: Kernel[Any], call: Call, delta: Cell, value: Cell, output: Cell, goal: Cell, dtype: torch.dtype
 ) -> None:
     """Run a kernel backward with its products in a lower precision."""
     lower = call._replace(weights={name: weight.to(dtype) for name, weight in call.weights.items()})
@@ -162,7 +162,7 @@ def rounded_message(
     goal.write(kernel.message(lower, given, before.to(dtype), output.read(), None).to(before.dtype))
 
 
-def add_message(kernel: Kernel[object], call: Call, delta: Cell, goal: Tensor, factor: float) -> Callable[[], object]:
+def add_message(kernel: Kernel[Any], call: Call, delta: Cell, goal: Tensor, factor: float) -> Callable[[], object]:
     """Adds a kernel's message straight to where it goes."""
     if delta.fixed:
         return partial(kernel.add_message, call, delta.read(), goal, factor)

@@ -45,6 +45,9 @@ class Conv2d(Kernel[nn.Conv2d]):
 
     def gradients(self, call: Call, delta: Tensor, value: Tensor, factor: float, out: Mapping[str, Tensor]) -> None:
         """Write the weights' gradient, and the bias's if there is one."""
+        if max(call.module.kernel_size) < max(call.module.stride):
+            # oneDNN writes past its memory there for images laid out channels last, on some processors.
+            delta, value = delta.contiguous(), value.contiguous()
         _, weight, bias = self._backward(call, delta, value, (False, "weight" in out, "bias" in out))
         for name, gradient in (("weight", weight), ("bias", bias)):
             if name in out:
