@@ -288,13 +288,14 @@ class Simulator:
         mend = "make it of network.parameters()"
         if own and not any(id(parameter) in own for parameter in held):
             raise SettingError(
-                f"optimizer: {type(optimizer).__name__} holds no parameter of this network, so nothing would learn; {mend}"
+                f"optimizer: {type(optimizer).__name__} holds no parameter of this network, so nothing would "
+                f"learn; {mend}"
             )
         gone = [parameter for parameter in held if id(parameter) not in own and parameter in self._learning]
         if gone:
             raise SettingError(
-                f"optimizer: {type(optimizer).__name__} holds {len(gone)} parameters that this network had and that have "
-                f"been replaced since, so they would no longer learn; {mend} again"
+                f"optimizer: {type(optimizer).__name__} holds {len(gone)} parameters that this network had and that "
+                f"have been replaced since, so they would no longer learn; {mend} again"
             )
         self._learning.update({parameter: True for parameter in held if id(parameter) in own})
         self._optimizer = weakref.ref(optimizer), fingerprint
@@ -380,8 +381,8 @@ class Simulator:
             self.nudging.check(task.clamping)
         if task.clamping.drifting:
             warnings.warn(
-                f"free nodes ({listed(task.clamping.drifting, 6)}) have an energy without a minimum in the value, such as "
-                "the cross-entropy, so that they drift; clamp them, or give them another energy",
+                f"free nodes ({listed(task.clamping.drifting, 6)}) have an energy without a minimum in the value, such "
+                "as the cross-entropy, so that they drift; clamp them, or give them another energy",
                 EnergyWarning,
                 stacklevel=5,
             )

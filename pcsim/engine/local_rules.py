@@ -1,4 +1,4 @@
-"""The local rules of SPEC §2 and §4 by autograd, node by node: the reference engine, reading, and telling what diverged.
+"""The local rules of SPEC §2 and §4 by autograd, node by node: for the reference engine, reading, and what diverged.
 
 Nothing here looks further than a node, its edges and their other ends; where a deterministic node stands between, it
 is passed within the step, as the SPEC says.
@@ -302,8 +302,8 @@ def blamed(now: Evaluation) -> str:
     for edge in network.edges.values():
         if _moderate(now.delta(edge.target_name)) and not _whole(now.message(edge.name)):
             return (
-                f"edge {edge.name!r}: its module, {edge.module!r}, or what follows it, has a NaN or infinite derivative "
-                "at finite values; look at the module, no rate mends it"
+                f"edge {edge.name!r}: its module, {edge.module!r}, or what follows it, has a NaN or infinite "
+                "derivative at finite values; look at the module, no rate mends it"
             )
     return ""
 

@@ -74,19 +74,20 @@ def energy(node: Node, given: object, *, per_unit: bool) -> None:
             found = given.unit_energy(value, value.clone())
     except Exception as problem:
         raise GraphError(
-            f"node {node.name!r}: its energy, {given!r}, does not accept values of (batch, {sizes(node.shape)}): {problem}"
+            f"node {node.name!r}: its energy, {given!r}, does not accept values of (batch, "
+            f"{sizes(node.shape)}): {problem}"
         ) from problem
     whole_sample = isinstance(found, Tensor) and found.shape == (PROBE_BATCH, *[1] * len(node.shape))
     if whole_sample and found.shape != value.shape and per_unit:
         raise GraphError(
-            f"node {node.name!r}: its energy, {given!r}, gives one number for all units, which a precision of one number "
-            "per unit cannot weigh; give one number as precision, or an energy that splits over units"
+            f"node {node.name!r}: its energy, {given!r}, gives one number for all units, which a precision of one "
+            "number per unit cannot weigh; give one number as precision, or an energy that splits over units"
         )
     if not isinstance(found, Tensor) or not (whole_sample or found.shape == value.shape):
         given_shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise GraphError(
-            f"node {node.name!r}: unit_energy of its energy, {given!r}, turned {tuple(value.shape)} into {given_shape}, "
-            "expected one number for each unit; leave the summing to the library"
+            f"node {node.name!r}: unit_energy of its energy, {given!r}, turned {tuple(value.shape)} into "
+            f"{given_shape}, expected one number for each unit; leave the summing to the library"
         )
 
 
@@ -134,8 +135,8 @@ def contribution(edge: str, source: Node, target: Node, given: nn.Module) -> Ten
     if not isinstance(found, Tensor) or found.shape[:1] != (PROBE_BATCH,):
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise GraphError(
-            f"edge {edge!r}: its module turned (batch, {sizes(source.shape)}) into {got}, expected one tensor that keeps "
-            f"the batch axis, here {PROBE_BATCH}, first"
+            f"edge {edge!r}: its module turned (batch, {sizes(source.shape)}) into {got}, expected one tensor that "
+            f"keeps the batch axis, here {PROBE_BATCH}, first"
         )
     if value._version != before:
         raise GraphError(
@@ -179,8 +180,8 @@ def kept_state(place: str, given: nn.Module, inputs: Sequence[Tensor]) -> bool:
     moves, attribute = what_stays(given, inputs)
     if attribute:
         raise GraphError(
-            f"{place}, {given!r}, keeps a state in its attribute {attribute!r}, and is evaluated many times on a batch; "
-            "register it as a buffer, which then moves once per batch, or make it a node of the graph"
+            f"{place}, {given!r}, keeps a state in its attribute {attribute!r}, and is evaluated many times on a "
+            "batch; register it as a buffer, which then moves once per batch, or make it a node of the graph"
         )
     return moves
 

@@ -58,9 +58,12 @@ def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 def probe(module: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
-    """A module's output, its buffers and the random state left as they were."""
+    """A module's output, its buffers, tensors in its attributes and the random state left as they were."""
     with _random_state_kept(inputs), torch.no_grad():
-        return on_copies(module, inputs)
+        if plain(module):
+            return on_copies(module, inputs)
+        with _attributes_kept(module):
+            return on_copies(module, inputs)
 
 
 def on_copies(module: nn.Module, inputs: Sequence[Tensor]) -> Tensor:

@@ -18,8 +18,8 @@ T = TypeVar("T")
 Shape = tuple[int, ...]
 
 NodeFactory = Callable[[Shape], st.SearchStrategy[Mapping[str, Any]] | Mapping[str, Any] | None]
-"""From a node's shape to keyword arguments of :meth:`Network.add_node` (transfer, energy_weight, precision, energy), or to a
-strategy for them; None for the default, where a user's own does not suit the shape."""
+"""From a node's shape to keyword arguments of :meth:`Network.add_node` (transfer, energy_weight, precision, energy), or
+to a strategy for them; None for the default, where a user's own does not suit the shape."""
 
 EdgeFactory = Callable[[Shape, Shape], st.SearchStrategy[nn.Module] | nn.Module | None]
 """From the shapes of a source and of a contribution to a new module between them, or to a strategy for one; None for

@@ -299,7 +299,7 @@ class EdgeMemory:
     # Weights
 
     def call(self, link: int, rows: Positions, operations: list[Operation]) -> Call:
-        """What a link's kernel is called on for these rows: one module itself, or several with their weights stacked."""
+        """What a link's kernel is called on for these rows: one module itself, or several with stacked weights."""
         run = run_of(rows)
         if run is None:
             return self._make_call(link, rows, operations)
