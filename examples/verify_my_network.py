@@ -75,21 +75,22 @@ class Scale(nn.Module):
 class ScaleKernel(pcsim.Kernel[Scale]):
     """Computes :class:`Scale` without autograd."""
 
-    def forward(self, module: Scale, weights: Any, value: Tensor, out: Tensor | None, saved: Any) -> Tensor:
+    def forward(self, call: pcsim.Call, value: Tensor, out: Tensor | None = None) -> Tensor:
         """The module's output."""
-        return torch.mul(value, weights[0], out=out)
+        return torch.mul(value, call.weights["weight"], out=out)
 
     def message(
-        self, module: Scale, weights: Any, delta: Tensor, value: Tensor, output: Tensor, out: Any, saved: Any
+        self, call: pcsim.Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
     ) -> Tensor:
         """What goes back to the source."""
-        return torch.mul(delta, weights[0], out=out)
+        return torch.mul(delta, call.weights["weight"], out=out)
 
     def gradients(
-        self, module: Scale, weights: Any, delta: Tensor, value: Tensor, factor: float, out: Any, saved: Any
+        self, call: pcsim.Call, delta: Tensor, value: Tensor, factor: float, out: Mapping[str, Tensor]
     ) -> None:
-        """Of the weight, summed over the batch."""
-        torch.mul((delta * value).sum(0), factor, out=out[0])
+        """Of the weight, summed over the batch, where it learns."""
+        if "weight" in out:
+            torch.mul((delta * value).sum(0), factor, out=out["weight"])
 
 
 pcsim.register_kernel(Scale, ScaleKernel())

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pcsim.engine.problem import Clamp
-from pcsim.errors import ClampError, listed
+from pcsim.errors import ClampError
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
+from pcsim.messages import listed
 
 Given = Tensor | tuple[Tensor, Tensor]
 Clamps = Mapping[str, Given] | Mapping[Node, Given] | Mapping[str | Node, Given]

@@ -278,11 +278,11 @@ class ForwardPass(nn.Module):
             for node in order
             if node.name not in self.inputs
         ]
-        self.node, self.edge = nn.ModuleDict(), nn.ModuleDict()
+        self.nodes, self.edges = nn.ModuleDict(), nn.ModuleDict()
         for node in order:
             if node.name not in self.inputs:
-                self.node[node.name] = node
-                self.edge.update({edge.name: edge for edge in node.incoming})
+                self.nodes[node.name] = node
+                self.edges.update({edge.name: edge for edge in node.incoming})
 
     def forward(self, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Values of the outputs, (batch, *shape): one tensor, or a tuple where there are several.
@@ -305,10 +305,10 @@ class ForwardPass(nn.Module):
                 )
         known = dict(zip(self.inputs, values, strict=True))
         for name, incoming in self._predicted:
-            node = cast(Node, self.node[name])
+            node = cast(Node, self.nodes[name])
             if incoming:
                 known[name] = node.predict(
-                    [cast(Edge, self.edge[edge]).contribute(known[source]) for edge, source in incoming]
+                    [cast(Edge, self.edges[edge]).contribute(known[source]) for edge, source in incoming]
                 )
             else:
                 known[name] = node.predict_from_prior(values[0].shape[0])

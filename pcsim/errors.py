@@ -5,8 +5,6 @@ A message names the node or edge, what was given, what was expected, and what to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 
 class PCError(RuntimeError):
     """Base of every error that pcsim raises."""
@@ -57,22 +55,3 @@ class PrecisionWarning(PCWarning):
 
 class EnergyWarning(PCWarning):
     """An energy stands where it has no minimum, so that a relaxation drifts."""
-
-
-def listed(names: Iterable[str], most: int = 12) -> str:
-    """The first of some names, quoted, for a message."""
-    known = list(names)
-    shown = ", ".join(map(repr, known[:most]))
-    return f"{shown}, ... ({len(known)} in all)" if len(known) > most else shown or "none yet"
-
-
-def instead_of(given: object, kind: type, otherwise: str) -> str:
-    """What to do where an instance of ``kind`` is expected: make one of the class that was given, or ``otherwise``."""
-    if isinstance(given, type) and issubclass(given, kind):
-        return f"write {given.__name__}() with its arguments"
-    return otherwise
-
-
-def sizes(shape: Sequence[int]) -> str:
-    """A shape's sizes, for a message."""
-    return ", ".join(str(size) for size in shape)

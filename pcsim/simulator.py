@@ -31,11 +31,12 @@ from pcsim.engine.planning.plan import Plan
 from pcsim.engine.problem import Batch, Clamp, Gradients, State, Task
 from pcsim.engine.reading import Reading
 from pcsim.engine.reference import ReferenceEngine
-from pcsim.errors import EnergyWarning, SettingError, StateError, instead_of, listed
+from pcsim.errors import EnergyWarning, SettingError, StateError
 from pcsim.graph import checks
 from pcsim.graph.clamping import Clamping
 from pcsim.graph.network import Network
 from pcsim.graph.probing import in_mode
+from pcsim.messages import instead_of, listed
 from pcsim.trace import Trace
 
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (BatchedEngine, ReferenceEngine)}

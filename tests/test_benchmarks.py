@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import attrs
 import numpy as np
 import pytest
 
@@ -81,7 +82,8 @@ def test_the_floor_has_as_many_products_as_the_plan(variant: str, steps: int) ->
     precision = pcsim.Constant() if how.alpha is None else pcsim.Spiking(alpha=how.alpha)
     simulator = pcsim.Simulator(network, pcsim.Relaxation(steps, 0.1, precision=precision), simulated.RULES[how.rule]())
     simulator.infer(clamps)
-    plan = simulator.plan
+    task = attrs.evolve(simulator._state.task, learns_each_step=how.rule == "incremental")
+    plan = pcsim.engine.planning.plan.Plan(task)
     phases = [plan.phases[position] for position in plan.sequence]
     phases += [] if how.rule == "incremental" else [plan.learning()]
     planned = Counter(forward=len(network.edges))

@@ -114,7 +114,7 @@ def test_what_differs_in_any_way_that_is_drawn_or_computed_is_not_folded() -> No
     assert [block.copies for block in diagram(plain, clamped=["hidden10"]).blocks] == [9, 18]
     for change in (
         lambda node: setattr(node, "transfer", nn.ReLU()),
-        lambda node: setattr(node, "weight", 2.0),
+        lambda node: setattr(node, "energy_weight", 2.0),
         lambda node: setattr(node.incoming[0], "gain", 0.5),
         lambda node: setattr(node.incoming[0], "module", nn.Linear(3, 3, bias=False)),
     ):
@@ -353,7 +353,7 @@ def test_a_plan_is_a_table_of_its_steps() -> None:
     sim = pcsim.Simulator(net, pcsim.Relaxation(steps=5, rate=0.1))
     sim.infer({"input": torch.ones(4, 2), "output": torch.ones(4, 2)})
     headings, *rows = cells(sim.plan._repr_html_())
-    assert headings == ["", "predict", "push", "message", "move", "weights"]
+    assert headings == ["", "predict", "active", "message", "move", "weights"]
     text = str(sim.plan)
     assert [row[0] for row in rows] == ["step 0", "steps 1 to 4", "learn"]
     for row in rows:

@@ -98,7 +98,7 @@ def test_every_edge_spans_one_level_and_nothing_else_changes(net: Network, share
     for name, node in net.nodes.items():
         copied = balanced[name]
         assert not is_auxiliary(node)
-        for same in ("transfer", "combine", "energy_function", "weight", "deterministic", "log_precision"):
+        for same in ("transfer", "combine", "energy_function", "energy_weight", "deterministic", "log_precision"):
             assert getattr(copied, same) is getattr(node, same) or getattr(copied, same) == getattr(node, same)
         for tensor in ("own_precision", "prior"):
             torch.testing.assert_close(getattr(copied, tensor), getattr(node, tensor), rtol=0, atol=0)

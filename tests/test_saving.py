@@ -100,7 +100,7 @@ def check_same(net: pcsim.Network, other: pcsim.Network) -> None:
         assert (repr(edge.module), edge.stochastic) == (repr(again.module), again.stochastic)
     for name, node in net.nodes.items():
         again = other[name]
-        for attribute in ("shape", "weight", "deterministic", "energy_function", "stochastic"):
+        for attribute in ("shape", "energy_weight", "deterministic", "energy_function", "stochastic"):
             assert getattr(node, attribute) == getattr(again, attribute)
         assert [edge.name for edge in node.incoming] == [edge.name for edge in again.incoming]
         assert repr(node.combine) == repr(again.combine)

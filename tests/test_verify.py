@@ -90,9 +90,9 @@ def test_a_wrong_derivative_is_caught_with_code_that_rebuilds_the_network() -> N
 
 def test_missing_gradients_are_caught() -> None:
     case = chain()
-    with pytest.raises(AssertionError, match=r"parameter 'edge\.n0->n1\.module\.weight' \(its grad is None\)"):
+    with pytest.raises(AssertionError, match=r"parameter 'edges\.n0->n1\.module\.weight' \(its grad is None\)"):
         verify.check_gradients(case.network, case.clamps, case.relaxation, engine=Forgetful)
-    with pytest.raises(AssertionError, match=r"gradient of 'edge\.n0->n1\.module\.weight' is None, expected a tensor"):
+    with pytest.raises(AssertionError, match=r"gradient of 'edges\.n0->n1\.module\.weight' is None, expected a tensor"):
         verify.check_engines_agree(case, ("reference", Forgetful))
 
 
@@ -249,10 +249,10 @@ class Doubling(nn.Module):
 class WrongKernel(pcsim.Kernel[Doubling]):
     reads = "nothing"
 
-    def forward(self, module: Any, weights: Any, value: Tensor, out: Any, saved: Any) -> Tensor:
+    def forward(self, call: Any, value: Tensor, out: Any = None) -> Tensor:
         return 2 * value
 
-    def message(self, module: Any, weights: Any, delta: Tensor, *others: Any) -> Tensor:
+    def message(self, call: Any, delta: Tensor, *others: Any) -> Tensor:
         return delta.flip(-1) * 2
 
 
@@ -534,14 +534,14 @@ def test_the_example_passes_as_a_file_of_pytest() -> None:
             "Gated(inputs=",
         ),
         (
-            "torch.mul(delta, weights[0], out=out)",
-            "torch.mul(delta, 2 * weights[0], out=out)",
+            'torch.mul(delta, call.weights["weight"], out=out)',
+            'torch.mul(delta, 2 * call.weights["weight"], out=out)',
             "test_the_kernel_computes_what_autograd_does",
             "check_kernel(Scale(units=1), (1,), batch=1)",
         ),
         (
-            "torch.mul((delta * value).sum(0), factor, out=out[0])",
-            "torch.mul((delta * value).mean(0), factor, out=out[0])",
+            'torch.mul((delta * value).sum(0), factor, out=out["weight"])',
+            'torch.mul((delta * value).mean(0), factor, out=out["weight"])',
             "test_the_engines_agree",
             "Scale(units=",
         ),

@@ -10,10 +10,11 @@ import attrs
 from torch import Tensor, nn
 
 from pcsim.dynamics.precision import Constant, PrecisionSchedule
-from pcsim.errors import PrecisionWarning, SettingError, listed
+from pcsim.errors import PrecisionWarning, SettingError
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.graph.rewrite import is_auxiliary
+from pcsim.messages import listed
 
 
 @attrs.frozen

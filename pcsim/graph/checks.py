@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pcsim.errors import ClampError, GraphError, instead_of, sizes
+from pcsim.errors import ClampError, GraphError
 from pcsim.graph.combining import Sum
 from pcsim.graph.energy import Energy
 from pcsim.graph.fingerprint import identity_of
@@ -25,11 +25,13 @@ from pcsim.graph.probing import (
     what_stays,
 )
 from pcsim.graph.statistics import frozen_statistics, normalises
+from pcsim.messages import instead_of, sizes
 
 if TYPE_CHECKING:
     from pcsim.graph.edge import Edge
     from pcsim.graph.network import Network
     from pcsim.graph.node import Node
+    from pcsim.graph.part import Part
 
 PROBE_BATCH = 2
 
@@ -191,18 +193,21 @@ def look_at_edge(edge: Edge, given: nn.Module, found: Tensor) -> None:
     dtype, device = found.dtype if found.is_floating_point() else torch.get_default_dtype(), found.device
     value = torch.zeros(PROBE_BATCH, *edge.source.shape, dtype=dtype, device=device)
     moves = kept_state(f"edge {edge.name!r}: its module", given, [value])
-    edge.stochastic, edge.moves, edge.plain = may_draw(given), moves, plain(given)
+    edge.stochastic, edge.moves = may_draw(given), moves
+    edge.reentrant = checkpoints_reentrantly(given, [value])
     edge._contribution_shape = tuple(found.shape[1:])
     edge.looked_at = identity_of([given])
 
 
 def look_at_node(node: Node, combine: nn.Module, transfer: nn.Module, contributions: list[Tensor]) -> None:
     """Find out what evaluating a node's modules does besides computing."""
-    moves = False
-    if contributions:
-        moves = what_stays(combine, contributions)[0] or what_stays(transfer, [probe(combine, contributions)])[0]
+    moves = reentrant = False
+    if contributions and not (plain(combine) and plain(transfer)):
+        combined = probe(combine, contributions)
+        moves = what_stays(combine, contributions)[0] or what_stays(transfer, [combined])[0]
+        reentrant = checkpoints_reentrantly(combine, contributions) or checkpoints_reentrantly(transfer, [combined])
+    node.reentrant = reentrant
     node.stochastic, node.moves = may_draw(combine) or may_draw(transfer), moves
-    node.plain = plain(combine) and plain(transfer)
     node.looked_at = identity_of([combine, transfer])
 
 
@@ -309,27 +314,18 @@ def whole(network: Network) -> None:
         exchanged = node.looked_at != identity_of([node.combine, node.transfer])
         if exchanged or (node.incoming and type(node.combine) is not Sum):
             replaced_in_node(node, "transfer", node.transfer)
-    differentiable(network)
+    for part in (*network.edges.values(), *network.nodes.values()):
+        differentiable(part)
 
 
-def differentiable(network: Network) -> None:
-    """Refuse modules through which no gradient can be asked for: those that checkpoint reentrantly.
+def differentiable(part: Part) -> None:
+    """Refuse modules through which no gradient can be asked for.
 
     Raises:
         GraphError: names the edge or node.
     """
-    for edge in (edge for edge in network.edges.values() if not edge.plain):
-        _check_checkpoints(f"edge {edge.name!r}: its module", edge.module, edge.source.shape)
-    for node in (node for node in network.nodes.values() if not node.plain):
-        shape = next((edge.contribution_shape for edge in node.incoming), None)
-        if shape is not None and type(node.combine) is Sum:
-            _check_checkpoints(f"node {node.name!r}: its transfer", node.transfer, shape)
-
-
-def _check_checkpoints(place: str, given: nn.Module, shape: tuple[int, ...]) -> None:
-    dtype, device = tensor_options(given)
-    if checkpoints_reentrantly(given, [torch.zeros(PROBE_BATCH, *shape, dtype=dtype, device=device)]):
+    if part.reentrant:
         raise GraphError(
-            f"{place}, {given!r}, checkpoints reentrantly, through which local gradients cannot be asked for; give "
-            "checkpoint(..., use_reentrant=False)"
+            f"{part.kind} {part.name!r}: its module checkpoints reentrantly, through which local gradients cannot be "
+            "asked for; give checkpoint(..., use_reentrant=False)"
         )

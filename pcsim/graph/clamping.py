@@ -8,9 +8,10 @@ from functools import cached_property
 import attrs
 import networkx as nx
 
-from pcsim.errors import ClampError, GraphError, listed
+from pcsim.errors import ClampError, GraphError
 from pcsim.graph.levels import levels_to, simple_graph
 from pcsim.graph.network import Network
+from pcsim.messages import listed
 
 
 @attrs.frozen(slots=False, eq=False)

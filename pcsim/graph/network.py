@@ -9,7 +9,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from pcsim.errors import GraphError, UnknownNameError, listed
+from pcsim.errors import GraphError, UnknownNameError
 from pcsim.graph import checks, summary
 from pcsim.graph.combining import Sum
 from pcsim.graph.edge import Edge
@@ -19,6 +19,10 @@ from pcsim.graph.levels import levels_to
 from pcsim.graph.node import Node, StateReader
 from pcsim.graph.part import Part
 from pcsim.graph.probing import tensor_options
+from pcsim.messages import listed
+
+KEPT_FINGERPRINTS = 4
+"""Training and evaluation take turns, and each finds its own again."""
 
 P = TypeVar("P", bound=Part)
 
@@ -85,11 +89,11 @@ class Network(nn.Module):
         self.reader: StateReader | None = None
         """What the latest run offers to be read; set by the simulator."""
 
-        self._fingerprint: Fingerprint | None = None
+        self._fingerprints: list[Fingerprint] = []
 
     def __getstate__(self) -> dict[str, object]:
         # A copy starts without a run of its own; the state that is read belongs to the simulator of the original.
-        return {**self.__dict__, "reader": None, "_fingerprint": None}
+        return {**self.__dict__, "reader": None, "_fingerprints": []}
 
     def forward(self, *_: object, **__: object) -> NoReturn:
         """Refused: a network has no one input and no one output.
@@ -104,10 +108,13 @@ class Network(nn.Module):
 
     def fingerprint(self) -> Fingerprint:
         """What the network consists of now; the same object until anything but weights has changed."""
-        if self._fingerprint is None or not self._fingerprint.holds():
-            checks.whole(self)
-            self._fingerprint = Fingerprint(self)
-        return self._fingerprint
+        for known in self._fingerprints:
+            if known.holds():
+                return known
+        checks.whole(self)
+        found = Fingerprint(self)
+        self._fingerprints = [found, *self._fingerprints][:KEPT_FINGERPRINTS]
+        return found
 
     def tensor_options(self, *, otherwise: Tensor | None = None) -> tuple[torch.dtype, torch.device]:
         """Dtype and device of what can be clamped: of the parameters, else the buffers, else ``otherwise``."""

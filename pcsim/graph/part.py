@@ -36,8 +36,8 @@ class Part(nn.Module):
         """Whether the modules may draw random numbers."""
         self.moves = False
         """Whether the modules' buffers move when they are evaluated (those of torch's normalisation aside)."""
-        self.plain = True
-        """Whether the modules are torch.nn's own alone, so that it is known what they do besides computing."""
+        self.reentrant = False
+        """Whether the modules checkpoint reentrantly, so that no local gradients can be asked for."""
         self.looked_at: tuple[int, ...] = ()
         """The modules for which this was found."""
 

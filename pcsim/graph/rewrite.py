@@ -116,7 +116,7 @@ def _routes(net: Network, lacking: dict[str, int], share: bool) -> dict[str, _Ro
     # When one chain equals several: messages add up and identities are linear, so a shared node receives and hands on
     # the sum of what the separate ones would (SPEC §2). What differs is what the targets read from it, the sum of the
     # displacements instead of each its own. They do not read it where their precision is zero while it is displaced:
-    # spiking(alpha=0), since they have pushed one step before; and it is back at its prediction one step later, by
+    # spiking(alpha=0), since they have been active one step before; and it is back at its prediction one step later, by
     # rate · weight = 1 without momentum, so that a rule which reads the relaxed state sees no difference either.
     chains: dict[Hashable, str] = {}
     taken: set[str] = set()
