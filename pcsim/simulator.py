@@ -34,6 +34,7 @@ from pcsim.engine.reference import ReferenceEngine
 from pcsim.errors import EnergyWarning, SettingError, StateError
 from pcsim.graph import checks
 from pcsim.graph.clamping import Clamping
+from pcsim.graph.fingerprint import Fingerprint
 from pcsim.graph.network import Network
 from pcsim.graph.probing import in_mode
 from pcsim.messages import instead_of, listed
@@ -148,7 +149,7 @@ class Simulator:
             StateError: nothing was inferred, nothing can be learned from it, or the rule learns during inference.
         """
         with self._turn():
-            self._check_optimizer(optimizer)
+            self._check_optimizer(optimizer, self.network.fingerprint())
             self._fill_gradients(self._require_learnable())
             optimizer.step()
 
@@ -188,12 +189,12 @@ class Simulator:
         self._require_target(state.task, state.batch)
         if not state.task.fingerprint.consists_of_the_same():
             raise StateError("the network or a part of it was changed after it was relaxed; infer again")
+        state.altered = not state.task.fingerprint.holds()
         return state
 
     def _fill_gradients(self, state: State, accumulate: bool = False) -> None:
-        parameters = self.network.fingerprint().parameters
         if not accumulate:
-            for parameter in parameters:
+            for parameter in state.task.fingerprint.parameters:
                 parameter.grad = None
         for parameter, gradient in self._gradients(state).items():
             if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
@@ -233,7 +234,7 @@ class Simulator:
         with self._turn():
             task, batch = self._problem(clamps, record, updating=True)
             self._require_target(task, batch)
-            self._check_optimizer(optimizer)
+            self._check_optimizer(optimizer, task.fingerprint)
             if not self.rule.every_step:
                 state = self._relax(task, batch)
                 trace = self._finish(state)
@@ -273,9 +274,8 @@ class Simulator:
                     raise divergence(task, name, None)
         return state
 
-    def _check_optimizer(self, optimizer: Optimizer) -> None:
+    def _check_optimizer(self, optimizer: Optimizer, fingerprint: Fingerprint) -> None:
         """Refuse an optimizer that holds none of the parameters, or some that the network had and has no more."""
-        fingerprint = self.network.fingerprint()
         if self._optimizer is not None and self._optimizer[0]() is optimizer and self._optimizer[1] is fingerprint:
             return
         _check_kind("optimizer", optimizer, Optimizer)

@@ -21,7 +21,7 @@ Gradients = Mapping[nn.Parameter, Tensor]
 """Gradient by parameter, divided by the batch size; a parameter that no error has reached is left out."""
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class Task:
     """What to compute, whatever the numbers: the graph, which of its nodes are clamped, and the rules that move it.
 
@@ -158,6 +158,8 @@ class State:
     free_energies: Tensor | None = None
     counted: bool = False
     """Whether the running statistics have taken this batch in."""
+    altered: bool = False
+    """Whether hooks, modes or what learns have been changed since, so that what was computed for it is stale."""
 
     def keep(self, records: Sequence[Record]) -> None:
         """Take over what was recorded, state by state."""

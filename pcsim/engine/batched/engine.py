@@ -112,13 +112,13 @@ class BatchedEngine(Engine):
                 operation.call()
             steps = 0
             for steps, position in enumerate(program.plan.sequence, start=1):
-                predictions, update = program.steps[position]
-                for operation in predictions:
-                    operation.call()
+                predictions, update = program.calls[position]
+                for call in predictions:
+                    call()
                 if task.record:
                     recorded.append(program.record(steps - 1))
-                for operation in update:
-                    operation.call()
+                for call in update:
+                    call()
                 if learn is not None:
                     if not program.finite():
                         raise self._divergence(program, batch, previous, steps)
@@ -180,7 +180,7 @@ class BatchedEngine(Engine):
         """
         if self._latest is None or self._latest[0] is not state or self._versions != _versions(state.task):
             return None
-        return self._latest[1] if state.task.fingerprint.holds() else None
+        return None if state.altered else self._latest[1]
 
     def _program(self, task: Task, batch: Batch) -> Program:
         """The program of a task, made when it is first needed.

@@ -95,19 +95,22 @@ def _gradients(
     found: Found,
 ) -> Callable[[], None]:
     """Runs a kernel for the gradients of its weights, of a stack for all of its rows at once."""
+    alone = {name: column[0] for name, column in parameters.items()}
 
-    def run() -> None:
-        out = {}
-        for name, column in parameters.items():
-            like = column[0].detach()
-            out[name] = torch.empty_like(like) if len(column) == 1 else like.new_empty(len(column), *like.shape)
+    def run_alone() -> None:
+        out = {name: torch.empty_like(parameter) for name, parameter in alone.items()}
+        kernel.gradients(call, delta.read(), value.read(), factor, out)
+        for name, parameter in alone.items():
+            found.add(parameter, out[name])
+
+    def run_stack() -> None:
+        out = {name: c[0].detach().new_empty(len(c), *c[0].shape) for name, c in parameters.items()}
         kernel.gradients(call, delta.read(), value.read(), factor, out)
         for name, column in parameters.items():
-            rows = (out[name],) if len(column) == 1 else out[name].unbind()
-            for parameter, gradient in zip(column, rows, strict=True):
+            for parameter, gradient in zip(column, out[name].unbind(), strict=True):
                 found.add(parameter, gradient)
 
-    return run
+    return run_alone if all(len(column) == 1 for column in parameters.values()) else run_stack
 
 
 def _from_trace(trace: Any, delta: Cell | None, factor: float, found: Found) -> None:

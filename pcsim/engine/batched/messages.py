@@ -149,12 +149,14 @@ def displace(
 ) -> None:
     """Move nodes by their descent, as the relaxation says."""
     relaxation = memory.task.relaxation
-    value = _rows(part)
     move, moved_on = relaxation.displacement(_rows(descent), None if velocity is None else _rows(velocity))
     if velocity is not None and moved_on is not None:
         _put(velocity, moved_on)
-    before = value.clone() if relaxation.tolerance is not None else None
-    _put(part, value + move)
+    before = _rows(part).clone() if relaxation.tolerance is not None else None
+    if part.index is None:
+        part.cell.read().add_(move)
+    else:
+        part.stack.index_add_(0, part.index, move)
     if node.partial:
         node.clamp()
     if before is not None:

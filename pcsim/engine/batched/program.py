@@ -55,6 +55,8 @@ class Program:
         self.start = self._compile_start()
         self.steps = [self._compile_step(phase) for phase in plan.phases]
         """What brings predictions up to date, and what follows from them, of each different step."""
+        # What a run calls again and again, without looking it up in its operation each time.
+        self.calls = [tuple([operation.call for operation in part] for part in step) for step in self.steps]
         self._views = self._state_views()
         self._closing: dict[int, list[Operation]] = {}
         self._learning: dict[int, list[Operation]] = {}
