@@ -625,3 +625,36 @@ def test_a_plan_is_asked_without_consequence() -> None:
     reference.infer(clamps(net))
     with pytest.raises(StateError, match="without a plan"):
         _ = reference.plan
+
+
+@pytest.mark.parametrize("form", ["tuple", "dictionary"])
+def test_a_state_in_a_container_is_refused_by_name(form: str) -> None:
+    class Cell(nn.Module):
+        state = None
+
+        def forward(self, value: Tensor) -> Tensor:
+            before = 0.0 if self.state is None else next(iter(self.state.values() if form != "tuple" else self.state))
+            now = 0.5 * before + value
+            self.state = (now, now) if form == "tuple" else {"membrane": now}
+            return now
+
+    with pytest.raises(GraphError, match=r"keeps a state in its attribute ['\"]state"):
+        pair((4,), (4,), Cell())
+
+
+def test_numbers_of_numpy_are_taken() -> None:
+    net = chain()
+    net["hidden1"].energy_weight, net["hidden1"].own_precision = np.float32(2.0), np.float64(0.5)
+    net.edges["hidden1->hidden2"].gain = np.int64(2)
+    assert (net["hidden1"].energy_weight, net["hidden1"].own_precision) == (2.0, 0.5)
+    with pytest.raises(AttributeError, match="cannot be set"):
+        net["hidden1"].value = nn.Parameter(torch.ones(2))
+
+
+def test_weights_of_another_shape_are_refused_by_name() -> None:
+    net = chain()
+    sim = pcsim.Simulator(net)
+    sim.infer(clamps(net))
+    net.edges["hidden1->hidden2"].module.weight = nn.Parameter(torch.ones(7, 6))
+    with pytest.raises(GraphError, match="'hidden1->hidden2'"):
+        sim.infer(clamps(net))

@@ -7,7 +7,6 @@ import attrs
 from pcsim.dynamics.learning import LearningRule
 from pcsim.errors import SettingError
 from pcsim.graph.clamping import Clamping
-from pcsim.graph.energy import Gaussian
 
 
 @attrs.frozen
@@ -68,7 +67,7 @@ class Nudging:
                 reason, mend = f"predicts {node.outgoing[0].target_name!r} from its clamped value", "nudge sinks only"
             elif name in clamping.partial:
                 reason, mend = "is clamped in part", "drop the mask"
-            elif type(node.energy_function) is not Gaussian:
+            elif not node.energy_function.gaussian:
                 reason = f"has a {type(node.energy_function).__name__} energy, whose prediction is no value"
                 mend = "use the Gaussian energy"
             else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -63,7 +62,7 @@ class Edge(Part):
 
     @gain.setter
     def gain(self, gain: float) -> None:
-        if not (isinstance(gain, int | float) and math.isfinite(gain)):
+        if not checks.is_number(gain):
             raise GraphError(f"edge {self.name!r}: gain {gain!r} given, expected a finite number")
         self._gain = float(gain)
         self.network.revision += 1

@@ -106,5 +106,7 @@ def _has_settings(module: nn.Module) -> bool:
 
 
 def identity_of(modules: Iterable[nn.Module]) -> tuple[int, ...]:
-    """Which modules these are, with all that they hold; kept to see whether one was exchanged."""
-    return tuple(id(part) for module in modules for part in module.modules())
+    """Which modules these are, with all that they hold, and the shapes of their parameters; kept to see changes."""
+    parts = [part for module in modules for part in module.modules()]
+    shapes = (p.shape for part in parts for p in part._parameters.values() if p is not None)
+    return *map(id, parts), *chain.from_iterable(shapes)

@@ -92,7 +92,7 @@ class Node(Part):
         self._energy_function: Energy = Gaussian()
         self.log_precision: nn.Parameter | None = None
         self._number = 1.0
-        self.energy_function = Gaussian() if energy is None else energy
+        self.energy_function = energy
         self.energy_weight = energy_weight
         self.own_precision = precision
         self.prior = prior
@@ -138,7 +138,8 @@ class Node(Part):
         return self._energy_function
 
     @energy_function.setter
-    def energy_function(self, energy: Energy) -> None:
+    def energy_function(self, energy: Energy | None) -> None:
+        energy = Gaussian() if energy is None else energy
         own = self.own_precision
         checks.energy(self, energy, per_unit=isinstance(own, Tensor) and own.dim() > 0)
         if self.log_precision is not None:
@@ -188,7 +189,7 @@ class Node(Part):
                 raise GraphError(f"node {self.name!r}: a precision is negative or not finite; give at least 0")
             checks.energy(self, self._energy_function, per_unit=precision.dim() > 0)
             self._buffers["own_precision"] = precision.detach().clone()
-        elif not isinstance(precision, int | float) or not (precision >= 0 and math.isfinite(precision)):
+        elif not checks.is_number(precision) or precision < 0:
             raise GraphError(
                 f"node {self.name!r}: precision {precision!r} given, expected a finite number of at least 0"
             )
@@ -222,7 +223,7 @@ class Node(Part):
 
     @energy_weight.setter
     def energy_weight(self, weight: float) -> None:
-        if not isinstance(weight, int | float) or not (weight >= 0 and math.isfinite(weight)):
+        if not checks.is_number(weight) or weight < 0:
             raise GraphError(
                 f"node {self.name!r}: energy_weight {weight!r} given, expected a finite number of at least 0"
             )

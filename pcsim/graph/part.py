@@ -55,6 +55,9 @@ class Part(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.renamed:
             raise AttributeError(f"{self.kind} {self._name!r}: {name} is called {self.renamed[name]}")
+        reading = getattr(type(self), name, None)
+        if isinstance(reading, property) and reading.fset is None:
+            raise AttributeError(f"{self.kind} {self._name!r}: {name} is read, and cannot be set")
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from pcsim.graph.statistics import frozen_statistics, normalises
 
+OWN = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
 DRAWING = (
     _DropoutNd,
     nn.RReLU,
@@ -135,29 +138,47 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _tensor_attributes(module: nn.Module) -> dict[str, Tensor]:
-    """Tensors that modules hold as plain attributes, neither parameter nor buffer, by name."""
+    """Tensors that modules hold in plain attributes, neither parameter nor buffer, by name."""
     return {
-        f"{path}.{name}".lstrip("."): value
+        f"{path}.{name}".lstrip(".") + place: tensor
         for path, part in module.named_modules()
         for name, value in vars(part).items()
-        if isinstance(value, Tensor)
+        if name not in OWN
+        for place, tensor in _tensors_in(value)
     }
+
+
+def _tensors_in(value: object) -> list[tuple[str, Tensor]]:
+    """A tensor, or those of a tuple, list or dictionary, each with its place in it."""
+    if isinstance(value, Tensor):
+        return [("", value)]
+    if isinstance(value, tuple | list):
+        value = dict(enumerate(value))
+    held = value.items() if isinstance(value, dict) else ()
+    return [(f"[{place!r}]", each) for place, each in held if isinstance(each, Tensor)]
 
 
 @contextmanager
 def _attributes_kept(module: nn.Module) -> Iterator[None]:
-    plain_attributes = [
-        (part, {name: value for name, value in vars(part).items() if value is None or isinstance(value, Tensor)})
-        for part in module.modules()
-    ]
+    """Put back what modules note of their inputs in plain attributes."""
+    noted = [(part, {name: _copied(value) for name, value in _plain(part).items()}) for part in module.modules()]
     try:
         yield
     finally:
-        for part, before in plain_attributes:
-            for name, value in list(vars(part).items()):
-                if isinstance(value, Tensor) and name not in before:
-                    delattr(part, name)
+        for part, before in noted:
+            for name in [name for name, value in _plain(part).items() if name not in before and _tensors_in(value)]:
+                delattr(part, name)
             vars(part).update(before)
+
+
+def _plain(part: nn.Module) -> dict[str, object]:
+    """Attributes of a module that may hold tensors and are not PyTorch's own."""
+    held = (Tensor, tuple, list, dict, type(None))
+    return {name: value for name, value in vars(part).items() if name not in OWN and isinstance(value, held)}
+
+
+def _copied(value: object) -> object:
+    return copy.copy(value) if isinstance(value, list | dict) else value
 
 
 def checkpoints_reentrantly(module: nn.Module, inputs: Sequence[Tensor]) -> bool:
