@@ -46,6 +46,34 @@ def test_stacking_changes_nothing(case: verify.Case) -> None:
     verify.check_engines_agree(case, ("reference", partial(BatchedEngine, stacking=False)))
 
 
+def left_behind(case: verify.Case, engine: str | Callable[[pcsim.Network], pcsim.Engine]) -> tuple[list[Tensor], str]:
+    """Values and weights after two updates of which nothing is recorded, or what the engine refused."""
+    own = case.copy()
+    optimizer = optim.SGD(own.network.parameters(), 0.01) if next(own.network.parameters(), None) is not None else None
+    try:
+        sim = own.simulator(engine)
+        for _ in range(2):
+            if optimizer is not None and any(own.network[n].predicted for n in own.clamps):
+                sim.update(own.clamps, optimizer)
+            else:
+                sim.infer(own.clamps)
+    except pcsim.PCError as refused:
+        return [], type(refused).__name__
+    return [*(node.value for node in own.network.nodes.values()), *own.network.parameters()], ""
+
+
+@fewer
+@given(verify.cases())
+def test_shortcuts_that_recording_switches_off_change_nothing(case: verify.Case) -> None:
+    expected, refusal = left_behind(case, "reference")
+    for engine in ("batched", partial(BatchedEngine, lasting_errors=False), partial(BatchedEngine, direct_moves=False)):
+        got, refused = left_behind(case, engine)
+        assert refused == refusal
+        for one, other in zip(got, expected, strict=True):
+            size = max(1.0, float(other.detach().abs().max()) if other.numel() else 0.0)
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-9 * size)
+
+
 def images(generator: int = 0) -> tuple[pcsim.Network, dict[str, Tensor]]:
     """A small convolutional network with every kernel that is written by hand."""
     torch.manual_seed(generator)
@@ -566,6 +594,11 @@ def test_weights_of_a_transfer_learn_from_its_error_and_not_from_what_it_passes_
         (nn.ReLU(), (2, 3)),
         (nn.GELU(), (4,)),
         (nn.GELU(approximate="tanh"), (4,)),
+        (nn.SiLU(), (2, 3)),
+        (nn.LayerNorm(4), (3, 4)),
+        (nn.LayerNorm((3, 4), bias=False, eps=0.1), (3, 4)),
+        (nn.LayerNorm(4, elementwise_affine=False), (4,)),
+        (nn.Conv2d(3, 5, 1, stride=2), (3, 5, 5)),
         (nn.Flatten(), (2, 3, 3)),
         (nn.Conv2d(2, 3, 3, stride=2, padding=1), (2, 5, 5)),
         (nn.Conv2d(2, 4, 3, groups=2, bias=False), (2, 5, 5)),
