@@ -62,7 +62,7 @@ def left_behind(case: verify.Case, engine: str | Callable[[pcsim.Network], pcsim
     return [*(node.value for node in own.network.nodes.values()), *own.network.parameters()], ""
 
 
-@fewer
+@settings(everything, max_examples=100)
 @given(verify.cases())
 def test_shortcuts_that_recording_switches_off_change_nothing(case: verify.Case) -> None:
     expected, refusal = left_behind(case, "reference")
