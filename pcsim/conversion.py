@@ -125,9 +125,12 @@ def from_sequential(
         for module in in_place:
             module.inplace = True  # type: ignore[assignment]
         raise
-    net.train(model.training)
+    for own in net.modules():
+        if own not in modes:  # nodes, edges and what holds them
+            own.training = model.training
     for module, mode in modes.items():
-        module.training = mode
+        if module.training != mode:
+            module.train(mode)
     return net
 
 

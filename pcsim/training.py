@@ -24,6 +24,7 @@ from pcsim.clamps import Clamps, Given
 from pcsim.errors import DivergenceError, FileError, SettingError
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
+from pcsim.graph.probing import in_mode
 from pcsim.metrics import Accuracy, Metric, Outcome, RelaxedEnergy, RunningMeans, measure_all
 from pcsim.random_state import random_state_kept
 from pcsim.simulator import Simulator
@@ -392,11 +393,5 @@ def _check_loader(part: str, batches: object, *, repeated: bool) -> None:
 @contextmanager
 def _evaluating(network: Network) -> Iterator[None]:
     """Evaluation mode, and random draws that leave no trace."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with random_state_kept():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with in_mode(network, training=False), random_state_kept():
+        yield

@@ -380,6 +380,22 @@ class TestModes:
         assert [module.training for module in net.modules()] == before
         assert not net.edges["x->y"].module.merged
 
+    def test_a_trainer_s_validation_brings_them_back(self) -> None:
+        class Merging(nn.Linear):
+            merged = False
+
+            def train(self, mode: bool = True) -> nn.Module:
+                self.merged = not mode
+                return super().train(mode)
+
+        net = pair((4,), (3,), Merging(4, 3))
+        data = [(torch.randn(5, 4), torch.randn(5, 3))]
+        optimizer = optim.SGD(net.parameters(), 0.01)
+        trainer = pcsim.Trainer(pcsim.Simulator(net), optimizer, inputs="x", target="y", progress=False)
+        trainer.fit(data, epochs=1, validation=data)
+        assert net.training
+        assert not net.edges["x->y"].module.merged
+
     def test_predictions_from_threads_are_right(self) -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32), nn.Linear(32, 3))
