@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
+from torch.nn.parameter import is_lazy
 
 from pcsim.graph.part import Part
 from pcsim.graph.statistics import normalises
@@ -108,5 +109,5 @@ def _has_settings(module: nn.Module) -> bool:
 def identity_of(modules: Iterable[nn.Module]) -> tuple[int, ...]:
     """Which modules these are, with all that they hold, and the shapes of their parameters; kept to see changes."""
     parts = [part for module in modules for part in module.modules()]
-    shapes = (p.shape for part in parts for p in part._parameters.values() if p is not None)
+    shapes = (p.shape for part in parts for p in part._parameters.values() if p is not None and not is_lazy(p))
     return *map(id, parts), *chain.from_iterable(shapes)
