@@ -218,11 +218,6 @@ def look_at_node(node: Node, combine: nn.Module, transfer: nn.Module, contributi
     node.looked_at = identity_of([combine, transfer])
 
 
-def known_to_be_plain(given: nn.Module) -> bool:
-    """Whether nothing has to be found out about a module."""
-    return plain(given)
-
-
 def replaced_edge(edge: Edge, given: nn.Module) -> None:
     """Check a module that is to take the place of an edge's own; the edge's shape and flags follow."""
     found = contribution(edge.name, edge.source, edge.target, given)

@@ -18,7 +18,7 @@ from pcsim.graph.fingerprint import Fingerprint
 from pcsim.graph.levels import levels_to
 from pcsim.graph.node import Node, StateReader
 from pcsim.graph.part import Part
-from pcsim.graph.probing import tensor_options
+from pcsim.graph.probing import plain, tensor_options
 from pcsim.messages import listed
 
 KEPT_FINGERPRINTS = 4
@@ -225,7 +225,7 @@ class Network(nn.Module):
             checks.prediction(end, [contribution], edge_name, end.combine, end.transfer)
         edge = Edge(self, edge_name, start.name, end.name, module, gain)
         checks.look_at_edge(edge, module, contribution)
-        if not checks.known_to_be_plain(end.transfer):
+        if not plain(end.transfer):
             end.looked_at = ()  # what it keeps can be looked at only now that something is contributed
         self.edges.add_module(edge_name, edge)
         self._incoming[end.name].append(edge)
