@@ -193,16 +193,17 @@ class Simulator:
         return state
 
     def _fill_gradients(self, state: State, accumulate: bool = False) -> None:
-        if not accumulate:
-            for parameter in state.task.fingerprint.parameters:
-                parameter.grad = None
-        for parameter, gradient in self._gradients(state).items():
-            if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        gradients = self._gradients(state)
+        for parameter in state.task.fingerprint.parameters:
+            gradient = gradients.get(parameter)
+            if gradient is not None and (parameter._backward_hooks or parameter._post_accumulate_grad_hooks):
+                if not accumulate:
+                    parameter.grad = None
                 with torch.enable_grad():  # autograd itself calls them as they are to be called
                     torch.autograd.backward(parameter.view_as(parameter), gradient)
-            elif parameter.grad is None:
+            elif not accumulate or parameter.grad is None:
                 parameter.grad = gradient
-            else:
+            elif gradient is not None:
                 parameter.grad.add_(gradient)
         self._count(state)
 

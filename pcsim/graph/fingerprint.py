@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain
-from operator import attrgetter, is_
+from itertools import chain, compress, count
+from operator import attrgetter, is_, itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 GLOBAL_HOOKS = [
     value for name, value in vars(torch_module).items() if name.startswith("_global_") and isinstance(value, dict)
 ]
-_training, _requires_grad = attrgetter("training"), attrgetter("requires_grad")
+_training, _requires_grad = itemgetter("training"), attrgetter("requires_grad")
 
 
 class Fingerprint:
@@ -48,8 +48,10 @@ class Fingerprint:
         self.moving = [part for part in parts if part.moves]
         """Parts whose buffers move as they are evaluated."""
         users = [module for module in modules if not isinstance(module, Part)]
-        self._modules, self._attributes = modules, [vars(module) for module in users]
-        self._owners: list[dict[str, Any]] = [o for m in modules for o in (m._parameters, m._modules)]
+        self._attributes, self._training = [vars(module) for module in users], [vars(module) for module in modules]
+        owners: list[dict[str, Any]] = [o for m in modules for o in (m._parameters, m._modules)]
+        self._owners = [owner for owner in owners if owner]
+        self._empty = [owner for owner in owners if not owner]
         self._hooks = [
             *GLOBAL_HOOKS,
             *(
@@ -67,10 +69,10 @@ class Fingerprint:
 
     def _look_at_flags(self) -> tuple[list[bool], list[bool], list[int], list[int]]:
         return (
-            [*map(_training, self._modules)],
+            [*map(_training, self._training)],
             [*map(_requires_grad, self.parameters)],
             [*map(len, self._attributes)],
-            [*map(bool, self._hooks)],
+            [*compress(count(), self._hooks)],
         )
 
     def _look_at_settings(self) -> list[object]:
@@ -89,7 +91,8 @@ class Fingerprint:
 
     def consists_of_the_same(self) -> bool:
         """Whether the graph, its modules and parameters are the same, whatever their modes, hooks and settings."""
-        return self._revision == self._network.revision and _identical(self._members, self._look_at_members())
+        same = self._revision == self._network.revision and _identical(self._members, self._look_at_members())
+        return same and not any(self._empty)
 
 
 def _identical(before: list[object], now: list[object]) -> bool:

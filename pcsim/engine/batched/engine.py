@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pcsim.engine import local_rules
 from pcsim.engine.batched.groups import Groups
-from pcsim.engine.batched.memory import Arena
+from pcsim.engine.batched.places import Arena
 from pcsim.engine.batched.program import Program
 from pcsim.engine.engine import Engine
 from pcsim.engine.planning.plan import Plan
@@ -122,9 +122,8 @@ class BatchedEngine(Engine):
                 if learn is not None:
                     if not program.finite():
                         raise self._divergence(program, batch, previous, steps)
-                    learn(program.found())
-                    for operation in program.bring_weights:
-                        operation.call()
+                    learn(gradients := program.found())
+                    program.bring_learned(gradients)
                 if task.relaxation.tolerance is not None and task.settled(program.largest.update, steps - 1):
                     break
                 program.largest.update = 0.0

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.batched import operations as do
-from pcsim.engine.batched.memory import Memory, NodeMemory, named
-from pcsim.engine.batched.operations import Cell, Operation, Part
+from pcsim.engine.batched.memory import Memory
+from pcsim.engine.batched.nodes import NodeMemory
+from pcsim.engine.batched.places import Cell, Operation, Part, finish, named, read, written
 from pcsim.engine.kernels.autograd import Traced
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.wiring import Mask, Positions
@@ -30,7 +31,7 @@ def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learni
         names = named(node.names, rows)
         scale = scale_of(memory, node, rows, phase, learning=learning)
         if node.node.energy_function.gaussian and usual:
-            value, prediction = (do.read(node.part(n, rows), operations, names) for n in ("value", "prediction"))
+            value, prediction = (read(node.part(n, rows), operations, names) for n in ("value", "prediction"))
             goal = node.part("delta", rows)
             delta = goal.cell.read()
             operations.append(Operation("error", partial(torch.sub, value.read(), prediction.read(), out=delta), names))
@@ -108,14 +109,14 @@ def pull(memory: Memory, operations: list[Operation], nodes: Mask, learn: Mask) 
         names = named(node.names, rows)
         if node.trace is not None:
             incoming = np.flatnonzero(memory.wiring.target == node.group.positions[0])
-            goals = [do.written(node.pulled(rows, int(position))) for position in incoming]
-            delta = do.read(node.part("delta", rows), operations, names)
+            goals = [written(node.pulled(rows, int(position))) for position in incoming]
+            delta = read(node.part("delta", rows), operations, names)
             learns = bool(learn[node.group.positions[0]])
             operations.append(Operation("vjp transfer", partial(vjp, node.trace, delta, goals, learns), names))
             continue
         for position in reversed(range(len(node.chain))):
             kernel, call = node.chain[position].kernel, node.calls[position]
-            delta = do.read(node.delta(rows, position + 1), operations, names)
+            delta = read(node.delta(rows, position + 1), operations, names)
             goal = node.delta(rows, position)
             value, output = (
                 content(place, operations, names, needed)
@@ -124,14 +125,14 @@ def pull(memory: Memory, operations: list[Operation], nodes: Mask, learn: Mask) 
                     (node.place(position + 1, rows), kernel.reads == "output"),
                 )
             )
-            back = do.message(kernel, call, delta, value, output, do.written(goal))
+            back = do.message(kernel, call, delta, value, output, written(goal))
             operations.append(Operation(f"vjp {type(kernel).__name__}", back, names))
-            do.finish(goal, operations, names)
+            finish(goal, operations, names)
 
 
 def content(place: Part | Cell, operations: list[Operation], names: Sequence[str], needed: bool) -> Cell:
     """A place's cell, its content brought there only where it is needed."""
-    return do.read(place, operations, names) if needed else do.written(place)
+    return read(place, operations, names) if needed else written(place)
 
 
 def vjp(trace: Traced, delta: Cell, goals: Sequence[Cell], learn: bool) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcsim.engine.batched import operations as do
-from pcsim.engine.batched.memory import Activity, EdgeMemory, Memory, NodeMemory, named
+from pcsim.engine.batched.edges import Activity, EdgeMemory
+from pcsim.engine.batched.memory import Memory
 from pcsim.engine.batched.messages import delta_after
-from pcsim.engine.batched.operations import Cell, Operation
+from pcsim.engine.batched.nodes import NodeMemory
+from pcsim.engine.batched.places import Cell, Operation, named, read
 from pcsim.engine.kernels.kernel import Call, Kernel
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.wiring import Factors, Mask, Positions
@@ -25,7 +26,9 @@ class Found(dict[nn.Parameter, Tensor]):
 
     def add(self, parameter: nn.Parameter, gradient: Tensor) -> None:
         """Take in what one part contributes."""
-        self[parameter] = self[parameter] + gradient if parameter in self else gradient
+        before = self.setdefault(parameter, gradient)
+        if before is not gradient:
+            self[parameter] = before + gradient
 
 
 def learn(
@@ -78,9 +81,10 @@ def _learn_link(
     names = named(edge.names, rows)
     delta = delta_after(memory, operations, edge, rows, position, None)
     place = edge.activity(activity, rows) if position == 0 else edge.place(position, rows)
-    value = do.read(place, operations, names)
-    kernel, call = edge.chain[position].kernel, edge.gradient_call(position, rows)
-    parameters = {name: [edge.parameter(position, name, row) for row in rows.tolist()] for name in wanted}
+    value = read(place, operations, names)
+    kernel, call = edge.chain[position].kernel, edge.weights.gradient_call(position, rows)
+    columns = {name: edge.weights.column(position, name) for name in wanted}
+    parameters = {name: [column[row] for row in rows.tolist()] for name, column in columns.items()}
     title = f"gradient {type(kernel).__name__}"
     operations.append(Operation(title, _gradients(kernel, call, delta, value, factor, parameters, found), names))
 
@@ -136,8 +140,8 @@ def _learn_node(
     for position, link in enumerate(node.chain):
         wanted = {name: [p] for name, p in link.module.named_parameters() if p.requires_grad}
         if wanted:
-            delta = do.read(node.delta(rows, position + 1), operations, names)
-            value = do.read(node.place(position, rows), operations, names)
+            delta = read(node.delta(rows, position + 1), operations, names)
+            value = read(node.place(position, rows), operations, names)
             call = _gradients(link.kernel, node.calls[position], delta, value, factor, wanted, found)
             operations.append(Operation(f"gradient {type(link.kernel).__name__}", call, names))
     if node.trace is not None and any(p.requires_grad for p in node.node.parameters()):

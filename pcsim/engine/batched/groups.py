@@ -65,6 +65,21 @@ def shape_after(child: nn.Module, shape: tuple[int, ...], whole: nn.Module) -> t
     return tuple(probe(child, [torch.zeros(2, *shape, dtype=dtype, device=device)]).shape[1:])
 
 
+def shared_places(chain: Sequence[Link], first: int) -> list[int]:
+    """For each of a chain's places, the later place whose tensor it shares because a kernel works in place.
+
+    Args:
+        chain: place i is the input of link i, the last place the output.
+        first: the first place that may be overwritten.
+    """
+    shares = list(range(len(chain) + 1))
+    for place in reversed(range(first, len(chain))):
+        needed_before = place > 0 and chain[place - 1].kernel.reads == "output"
+        if chain[place].in_place and chain[place].kernel.reads != "input" and not needed_before:
+            shares[place] = shares[place + 1]
+    return shares
+
+
 def _signature(chain: Sequence[Link]) -> Hashable:
     return tuple(
         (

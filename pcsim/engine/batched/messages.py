@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from pcsim.engine.batched import operations as do
+from pcsim.engine.batched.edges import EdgeMemory
 from pcsim.engine.batched.errors import content, each, pull, scale_of, vjp
-from pcsim.engine.batched.memory import EdgeMemory, Memory, NodeMemory, named
-from pcsim.engine.batched.operations import Cell, Operation, Part
+from pcsim.engine.batched.memory import Memory
+from pcsim.engine.batched.nodes import NodeMemory
+from pcsim.engine.batched.places import Cell, Operation, Part, named, read
 from pcsim.engine.batched.predict import zero
 from pcsim.engine.kernels.kernel import Kernel
 from pcsim.engine.planning.liveness import Phase
@@ -71,7 +73,7 @@ def _send(
     if not edge.chain:
         goal.add(operations, "add message", delta, factor, names)
         return
-    kernel, call = edge.chain[0].kernel, edge.call(0, rows, operations)
+    kernel, call = edge.chain[0].kernel, edge.weights.call(0, rows, operations)
     title = f"message {type(kernel).__name__}"
     if kernel.adds and goal.index is None and dtype is None:
         operations.append(Operation(title, do.add_message(kernel, call, delta, goal.cell.read(), factor), names))
@@ -105,9 +107,9 @@ def delta_after(
     place = edge.target.pulled(edge.group.target_rows[rows], position)
     if isinstance(place, Part) and place.index is not None:
         place = edge.target.part("delta", edge.group.target_rows[rows], reader=edge.names[0])
-    delta = do.read(place, operations, names)
+    delta = read(place, operations, names)
     for later in reversed(range(link + 1, len(edge.chain))):
-        kernel, call = edge.chain[later].kernel, edge.call(later, rows, operations)
+        kernel, call = edge.chain[later].kernel, edge.weights.call(later, rows, operations)
         value = content(edge.place(later, rows), operations, names, kernel.reads == "input")
         output = content(edge.place(later + 1, rows), operations, names, kernel.reads == "output")
         cell = edge.message_cell(later, rows)
@@ -122,7 +124,7 @@ def own_pull(memory: Memory, operations: list[Operation], phase: Phase, *, direc
     for node, rows in memory.node_rows(phase.active & memory.wiring.free):
         names = named(node.names, rows)
         if node.node.energy_function.gaussian:
-            delta = do.read(node.part("delta", rows), operations, names)
+            delta = read(node.part("delta", rows), operations, names)
             name, factor = ("value", -memory.task.relaxation.rate) if direct else ("descent", -1.0)
             node.part(name, rows).add(operations, "own error", delta, factor, names)
         else:

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from pcsim.engine.batched import operations as do
-from pcsim.engine.batched.memory import Activity, EdgeMemory, Memory, NodeMemory, named
-from pcsim.engine.batched.operations import Cell, Operation, Part
+from pcsim.engine.batched.edges import Activity, EdgeMemory
+from pcsim.engine.batched.memory import Memory
+from pcsim.engine.batched.nodes import NodeMemory
+from pcsim.engine.batched.places import Cell, Operation, Part, finish, named, read, written
 from pcsim.engine.kernels.autograd import Traced
 from pcsim.engine.planning.wiring import Mask, Positions, masked
 
@@ -39,24 +41,24 @@ def _evaluate(operations: list[Operation], edge: EdgeMemory, rows: Positions, ac
     place: Part | Cell = edge.activity(activity, rows)
     if edge.length == 0:
         if edge.direct:
-            value, goal = do.read(place, operations, names), edge.place(0, rows)
-            operations.append(Operation("copy", partial(do.take, do.written(goal), value), names))
-            do.finish(goal, operations, names)
+            value, goal = read(place, operations, names), edge.place(0, rows)
+            operations.append(Operation("copy", partial(do.take, written(goal), value), names))
+            finish(goal, operations, names)
         return
-    value = do.read(place, operations, names)
+    value = read(place, operations, names)
     if edge.trace is not None:
         goal = edge.place(1, rows)
-        operations.append(Operation("predict", partial(_trace, edge.trace, [value], do.written(goal)), names))
-        do.finish(goal, operations, names)
+        operations.append(Operation("predict", partial(_trace, edge.trace, [value], written(goal)), names))
+        finish(goal, operations, names)
         return
     for position, link in enumerate(edge.chain):
         goal = edge.place(position + 1, rows)
-        call = edge.call(position, rows, operations)
-        output = do.written(goal)
+        call = edge.weights.call(position, rows, operations)
+        output = written(goal)
         operations.append(
             Operation(f"predict {_title(link.kernel)}", do.forward(link.kernel, call, value, output), names)
         )
-        do.finish(goal, operations, names)
+        finish(goal, operations, names)
         value = output
 
 
@@ -78,17 +80,17 @@ def _transfer(
     if node.trace is not None:
         # Edges into such a node are in groups of one, so that sorting them gives the order of its arguments.
         feeding.sort(key=lambda item: int(item[0].group.positions[0]))
-        cells = [do.read(edge.contribution(some, activity), operations, edge.names) for edge, some in feeding]
+        cells = [read(edge.contribution(some, activity), operations, edge.names) for edge, some in feeding]
         goal = node.part("prediction", rows)
-        operations.append(Operation("transfer", partial(_trace, node.trace, cells, do.written(goal)), names))
-        do.finish(goal, operations, names)
+        operations.append(Operation("transfer", partial(_trace, node.trace, cells, written(goal)), names))
+        finish(goal, operations, names)
         return
     _combine(operations, node, [item for item in feeding if not item[0].direct], activity)
     for position, link in enumerate(node.chain):
-        value, goal = do.read(node.place(position, rows), operations, names), node.place(position + 1, rows)
-        call = do.forward(link.kernel, node.calls[position], value, do.written(goal))
+        value, goal = read(node.place(position, rows), operations, names), node.place(position + 1, rows)
+        call = do.forward(link.kernel, node.calls[position], value, written(goal))
         operations.append(Operation(f"transfer {_title(link.kernel)}", call, names))
-        do.finish(goal, operations, names)
+        finish(goal, operations, names)
 
 
 def _combine(
@@ -101,13 +103,13 @@ def _combine(
     names = named(node.names, rows)
     goal = node.place(0, rows)
     if all(np.array_equal(edge.group.target_rows[some], rows) for edge, some in feeding):
-        terms = [do.read(edge.contribution(some, activity), operations, names) for edge, some in feeding]
-        operations.append(Operation("combine", partial(do.add_up, do.written(goal), terms), names))
-        do.finish(goal, operations, names)
+        terms = [read(edge.contribution(some, activity), operations, names) for edge, some in feeding]
+        operations.append(Operation("combine", partial(do.add_up, written(goal), terms), names))
+        finish(goal, operations, names)
         return
     zero(operations, goal, names)
     for edge, some in feeding:
-        addend = do.read(edge.contribution(some, activity), operations, edge.names)
+        addend = read(edge.contribution(some, activity), operations, edge.names)
         node.inlet(edge.group.target_rows[some]).add(operations, "combine", addend, 1.0, named(edge.names, some))
 
 

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from pcsim.engine.batched import errors, messages
+from pcsim.engine.batched.edges import Activity, EdgeMemory
 from pcsim.engine.batched.gradients import Found, learn
 from pcsim.engine.batched.groups import Groups
-from pcsim.engine.batched.memory import Activity, Arena, EdgeMemory, Memory, NodeMemory, reads_prediction_at_start
-from pcsim.engine.batched.operations import Operation, read
+from pcsim.engine.batched.memory import Memory
+from pcsim.engine.batched.nodes import NodeMemory
+from pcsim.engine.batched.places import Arena, Operation, read
 from pcsim.engine.batched.predict import nudge, predict
+from pcsim.engine.batched.weights import Stack
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.plan import Plan
 from pcsim.engine.planning.wiring import Mask, Positions
-from pcsim.engine.problem import Batch, Record, State, record
+from pcsim.engine.problem import Batch, Gradients, Record, State, record
 from pcsim.graph.statistics import frozen_statistics
 
 FIRST: Positions = np.zeros(1, np.intp)
@@ -60,12 +63,12 @@ class Program:
         self._views = self._state_views()
         self._closing: dict[int, list[Operation]] = {}
         self._learning: dict[int, list[Operation]] = {}
-        self.bring_weights: list[Operation] = []
+        self._stacks: list[Stack] = []
         self._find_stacks()
 
     def _find_stacks(self) -> None:
         """Stacked weights are known once the operations that read them are."""
-        self.bring_weights = [operation for edge in self._memory.edges for operation in edge.stacking()]
+        self._stacks = [stack for edge in self._memory.edges for stack in edge.weights.stacks.values()]
 
     def _may_move_directly(self) -> bool:
         """Whether messages may be added to values at once, while other messages still wait to be computed."""
@@ -80,8 +83,7 @@ class Program:
     def load(self, batch: Batch, previous: State | None) -> None:
         """Take over what a new batch gives: clamps, masks, the seed of random draws; and the present weights."""
         self._memory.batch = batch
-        for operation in self.bring_weights:
-            operation.call()
+        self._bring_weights()
         for node in self._memory.nodes:
             node.load(batch, previous, self.plan)
 
@@ -99,7 +101,7 @@ class Program:
                     operations += [Operation("copy", copy, node.names), Operation("clamp", node.clamp, node.names)]
         predict(memory, operations, later[self._wiring.target], later, "start")
         for node in memory.nodes:
-            if reads_prediction_at_start(node):
+            if node.reads_prediction_at_start:
                 copy = partial(node.tensor("value").copy_, node.tensor("prediction"))
                 operations.append(Operation("copy", copy, node.names))
         for node in memory.nodes:
@@ -195,16 +197,24 @@ class Program:
 
     def _bring_new_stacks(self) -> None:
         """What was compiled late may read weights in stacks that no earlier operation did."""
-        known = len(self.bring_weights)
+        known = len(self._stacks)
         self._find_stacks()
-        if len(self.bring_weights) > known:
-            with torch.no_grad():
-                for operation in self.bring_weights:
-                    operation.call()
+        if len(self._stacks) > known:
+            self._bring_weights()
 
-    def found(self) -> Found:
+    def _bring_weights(self) -> None:
+        with torch.no_grad():
+            for stack in self._stacks:
+                stack.bring()
+
+    def bring_learned(self, learned: Gradients) -> None:
+        """Take over the weights that an optimizer has changed within a run."""
+        for stack in self._stacks:
+            stack.bring_learned(learned)
+
+    def found(self) -> Gradients:
         """Gradients by parameter that the last operations have found, to be kept by the caller."""
-        gradients = Found(self._found)
+        gradients = self._found.copy()
         self._found.clear()
         return gradients
 
@@ -233,8 +243,7 @@ class Program:
     def update_statistics(self, steps: int) -> None:
         """Evaluate the modules that keep statistics once more, on the activity that they saw last, and let them."""
         if self._task.learns_each_step:  # values and weights have moved on since the last step's predictions
-            for operation in self.bring_weights:
-                operation.call()
+            self._bring_weights()
             with frozen_statistics(self._task.fingerprint.normalising):
                 for operation in self.closing(steps):
                     operation.call()
@@ -284,7 +293,7 @@ class Program:
         return State(self._task, batch, *self._views, steps=steps)
 
     def __str__(self) -> str:
-        lines = [str(self.groups), "start:", *(f"  {each}" for each in (*self.bring_weights, *self.start))]
+        lines = [str(self.groups), "start:", *self._stacked(), *(f"  {each}" for each in self.start)]
         first = 0
         for last, position in enumerate(self.plan.sequence):
             if last + 1 < len(self.plan.sequence) and self.plan.sequence[last + 1] == position:
@@ -295,3 +304,11 @@ class Program:
         if not self._task.learns_each_step:
             lines += ["learn:", *(f"  {each}" for each in self.learning(len(self.plan.sequence)))]
         return "\n".join(lines)
+
+    def _stacked(self) -> list[str]:
+        edges = self._memory.edges
+        return [
+            f"  {Operation('stack weights', stack.bring, e.names)}"
+            for e in edges
+            for stack in e.weights.stacks.values()
+        ]

@@ -1,0 +1,118 @@
+"""The tensors of a group of edges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcsim.engine.batched.groups import EdgeGroup, Link, shape_after, shared_places
+from pcsim.engine.batched.nodes import NodeMemory
+from pcsim.engine.batched.places import Arena, Cell, Part, run_of
+from pcsim.engine.batched.weights import Weights
+from pcsim.engine.kernels.autograd import Traced
+from pcsim.engine.planning.wiring import Positions
+
+Activity: TypeAlias = Literal["start", "present", "forward"]
+"""Which values edges read: as they start, as they are now, or those of the forward pass."""
+GATHERED_BYTES = 2**21
+"""Rows that have to be gathered are computed in parts of about this size, which stay in a core's cache."""
+
+
+class EdgeMemory:
+    """The tensors of one group of edges.
+
+    Args:
+        group: the edges.
+        source: tensors of the nodes that they read.
+        target: tensors of the nodes that they predict.
+        arena: where scratch tensors come from.
+        key: names the group in the arena.
+        seed: gives the seed of random draws.
+    """
+
+    def __init__(
+        self,
+        group: EdgeGroup,
+        source: NodeMemory,
+        target: NodeMemory,
+        arena: Arena,
+        key: Hashable,
+        seed: Callable[[], int],
+    ) -> None:
+        self.group, self.source, self.target = group, source, target
+        self._arena, self._key = arena, key
+        self.names = [edge.name for edge in group.edges]
+        edge = group.edges[0]
+        self.trace: Traced | None = None
+        if group.chains is None:
+            self.trace = Traced(lambda inputs: edge.contribute(inputs[0], seed()), list(edge.module.parameters()))
+        self.chain: list[Link] = group.chains[0] if group.chains else []
+        self._shares = shared_places(self.chain, 1) if self.chain else [0]
+        self.length = 1 if self.trace is not None else len(self.chain)
+        needs_output = bool(self.chain) and self.chain[-1].kernel.reads == "output" and target.overwrites_inlet
+        self.direct = len(edge.target.incoming) == 1 and target.trace is None and not needs_output
+        """Whether contributions go straight to the target's inlet; otherwise they are kept here, to be combined."""
+        units = max(math.prod(source.node.shape), math.prod(target.node.shape))
+        self._most_gathered = max(1, GATHERED_BYTES // (arena.batch * units * arena.dtype.itemsize))
+        self._shapes = self._inner_shapes() if len(group.edges) > 1 and len(self.chain) > 1 else []
+        self.weights = Weights(group, arena, key)
+
+    def _inner_shapes(self) -> list[tuple[int, ...]]:
+        shapes, shape = [], self.source.node.shape
+        for link in self.chain:
+            shape = shape_after(link.module, shape, self.group.edges[0])
+            shapes.append(shape)
+        return shapes
+
+    def _kept(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        return self._arena.kept((self._key, name), make)
+
+    def activity(self, activity: Activity, rows: Positions) -> Part:
+        """What these edges read of their sources."""
+        source, name = self.source, "value"
+        if activity == "start" and source.reads_prediction_at_start:
+            name = "prediction"
+        if activity == "forward" and not source.group.deterministic:
+            name = "forward_value"
+        return source.part(name, self.group.source_rows[rows], reader=self._key)
+
+    def contribution(self, rows: Positions, activity: Activity) -> Part | Cell:
+        """What these edges contribute, once evaluated; an identity contributes the activity itself."""
+        return self.place(self.length, rows) if self.length else self.activity(activity, rows)
+
+    def place(self, link: int, rows: Positions) -> Part | Cell:
+        """Place ``link`` of the chain: above 0, the output of link ``link − 1``; the last is the contribution."""
+        share = self._shares[link] if self.chain else link
+        if share == self.length and self.direct:
+            return self.target.place(0, self.group.target_rows[rows])
+        if len(self.group.edges) == 1:
+            cell: Cell = self._kept(("inner", share), Cell)
+            return cell
+        shape = self.group.edges[0].contribution_shape if share == self.length else self._shapes[share - 1]
+        name, count = ("inner", share), len(self.group.edges)
+        stack: Tensor = self._kept(name, lambda: self._arena.new(count, shape, torch.contiguous_format))
+        return self._arena.part((self._key, name), stack, rows)
+
+    def message_cell(self, link: int, rows: Positions) -> Cell:
+        """Where the error pulled back through links ``link`` and later goes."""
+        if len(self.group.edges) == 1:
+            cell: Cell = self._kept(("message", link), Cell)
+            return cell
+        shape = self._shapes[link - 1] if link else self.source.node.shape
+        count = self._most_gathered if len(rows) <= self._most_gathered else len(self.group.edges)
+        count = min(count, len(self.group.edges))
+        key = ("message", link, count)
+        scratch: Tensor = self._kept(key, lambda: self._arena.new(count, shape, torch.contiguous_format))
+        return Cell(scratch[0] if len(rows) == 1 else scratch[: len(rows)])
+
+    def parts(self, rows: Positions) -> list[Positions]:
+        """These rows, in parts small enough for a cache where their ends have to be gathered and scattered."""
+        ends = (self.group.source_rows[rows], self.group.target_rows[rows])
+        if all(run_of(end) is not None for end in ends):
+            return [rows]
+        return np.array_split(rows, -(-len(rows) // self._most_gathered))

@@ -1,0 +1,189 @@
+"""The tensors of a group of nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pcsim.engine.batched.groups import Link, NodeGroup, shared_places
+from pcsim.engine.batched.places import Arena, Cell, Part, run_of
+from pcsim.engine.batched.weights import weights_of
+from pcsim.engine.kernels.autograd import Traced
+from pcsim.engine.kernels.kernel import Call
+from pcsim.engine.planning.plan import Plan
+from pcsim.engine.planning.wiring import Positions
+from pcsim.engine.problem import Batch, State, origin
+
+
+class NodeMemory:
+    """The tensors of one group of nodes, each (k, batch, *shape).
+
+    Args:
+        group: the nodes.
+        plan: of which they are part.
+        arena: where scratch tensors come from.
+        key: names the group in the arena.
+        layout: of images.
+        batch: the batch at hand.
+    """
+
+    def __init__(
+        self,
+        group: NodeGroup,
+        plan: Plan,
+        arena: Arena,
+        key: Hashable,
+        layout: torch.memory_format,
+        batch: Callable[[], Batch],
+    ) -> None:
+        self.group, self._arena, self._key, self._layout, self._batch = group, arena, key, layout, batch
+        self.node = node = group.nodes[0]
+        self.names = [member.name for member in group.nodes]
+        clamping = plan.task.clamping
+        self.partial = node.name in clamping.partial
+        self.starts_forward = node.predicted and not group.given and node.name not in clamping.cyclic
+        self.energy_weight, self.own_precision = (
+            own[group.positions] for own in (plan.wiring.energy_weight, plan.wiring.own_precision)
+        )
+        self.tensors: dict[str, Tensor] = {}
+        if node.predicted:
+            separate = bool(plan.rewritten[group.positions].any()) or group.deterministic
+            self.tensors["prediction"] = self._scratch("prediction") if separate else self._new()
+            self.tensors["forward_prediction"] = self._new() if separate else self.tensors["prediction"]
+        self.tensors["value"] = self.tensors["prediction"] if group.deterministic else self._new()
+        self.copies: list[tuple[Tensor, Tensor]] = []
+        """What is kept of the start, and what it is copied from."""
+        if node.predicted and self.tensors["forward_prediction"] is not self.tensors["prediction"]:
+            self.copies.append((self.tensors["forward_prediction"], self.tensors["prediction"]))
+        if group.given:
+            self.tensors["forward_value"] = self.tensors["value"]
+        elif self.starts_forward and not self.partial:
+            self.tensors["forward_value"] = self.tensors["forward_prediction"]
+        else:
+            self.tensors["forward_value"] = self._new()
+            self.copies.append((self.tensors["forward_value"], self.tensors["value"]))
+        self.chain: list[Link] = group.chain or []
+        self.trace: Traced | None = None
+        if node.predicted and group.chain is None:
+            own = [parameter for parameter in node.parameters() if parameter is not node.log_precision]
+            self.trace = Traced(self._evaluate, own)
+        self.calls = [
+            Call(link.module, weights_of(link.module), self._kept(("saved", place), dict[str, Tensor]))
+            for place, link in enumerate(self.chain)
+        ]
+        self._shares = shared_places(self.chain, 0)
+        single = len(group.nodes) == 1
+        if single and self._shares[0] != len(self.chain):
+            self._shares[0] = 0  # the inlet of a single node has a place of its own, to which edges may add
+        self.takes_any_tensor = single and len(node.incoming) == 1
+        """Whether what arrives before the transfer may be any tensor."""
+        self._parts: dict[Hashable, Part] = {}
+        self.outlets: dict[int, Cell] = {}
+        """Errors pulled back to each edge's contribution, by edge position, where the node goes through autograd."""
+
+    @property
+    def reads_prediction_at_start(self) -> bool:
+        """Whether the nodes' forward prediction serves as their value until the start is over."""
+        return self.starts_forward and not self.group.deterministic and not self.partial
+
+    def _evaluate(self, inputs: Sequence[Tensor]) -> Tensor:
+        if not inputs:
+            return self.node.predict_from_prior(self._batch().size)
+        return self.node.predict(inputs, self._batch().seed)
+
+    def _kept(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        return self._arena.kept((self._key, name), make)
+
+    def _new(self) -> Tensor:
+        return self._arena.new(len(self.group.nodes), self.node.shape, self._layout)
+
+    def _scratch(self, name: str) -> Tensor:
+        found: Tensor = self._kept(name, self._new)
+        return found
+
+    def tensor(self, name: str) -> Tensor:
+        """One of the group's tensors; "delta", "descent" and "velocity" are made when first asked for."""
+        if name not in self.tensors:
+            self.tensors[name] = self._scratch(name)
+        return self.tensors[name]
+
+    def part(self, name: str, rows: Positions, reader: Hashable = None) -> Part:
+        """Rows of one of the group's tensors; gathered rows lie in scratch of the reader's own, if it is named."""
+        return self._part(name, self.tensor(name), rows, reader)
+
+    def _part(self, name: Hashable, stack: Tensor, rows: Positions, reader: Hashable = None) -> Part:
+        run = run_of(rows)
+        if run is None:
+            return self._arena.part((self._key, name, reader), stack, rows)
+        if (name, run) not in self._parts:
+            self._parts[name, run] = self._arena.part((self._key, name), stack, rows)
+        return self._parts[name, run]
+
+    def load(self, batch: Batch, previous: State | None, plan: Plan) -> None:
+        """Take over a batch: clamped values, and the start of what no forward pass reaches."""
+        value = self.tensors["value"]
+        if self.group.given:
+            for row, name in enumerate(self.names):
+                value[row].copy_(batch.clamps[name].value)
+        elif not self.starts_forward and not self.group.deterministic:
+            for row, node in enumerate(self.group.nodes):
+                value[row].copy_(origin(plan.task, batch, node, previous))
+            if self.partial:
+                self.clamp()
+        if not plan.task.relaxation.plain and not (self.group.given or self.group.deterministic):
+            self.tensor("velocity").zero_()  # another program of the same arena may have left its own in it
+
+    def clamp(self) -> None:
+        """Put the given units of partially clamped nodes back."""
+        for row, name in enumerate(self.names):
+            value = self.tensors["value"][row]
+            value.copy_(self._batch().clamped(name, value))
+
+    def place(self, link: int, rows: Positions) -> Part | Cell:
+        """Place ``link`` of the transfer's chain: 0 what the edges contribute, the last one the prediction."""
+        share = self._shares[link]
+        if share == len(self.chain):
+            return self.part("prediction", rows)
+        if len(self.group.nodes) > 1:
+            return self.part(f"inlet {share}", rows)
+        if share > 0 or self.takes_any_tensor:
+            cell: Cell = self._kept(("place", share), Cell)
+            return cell
+        return self._part("inlet", self._combined(), rows)
+
+    def _combined(self) -> Tensor:
+        """The sum of what the edges contribute to a single node, (1, batch, ...)."""
+        shape = self.node.incoming[0].contribution_shape
+        found: Tensor = self._kept("inlet", lambda: self._arena.new(1, shape, self._layout))
+        return found
+
+    def inlet(self, rows: Positions) -> Part:
+        """What several edges contribute to, as a part that can be added to; a row may occur twice."""
+        if len(self.group.nodes) == 1 and self._shares[0] != len(self.chain):
+            return self._part("inlet", self._combined(), rows)
+        place = self.place(0, rows)
+        assert isinstance(place, Part)
+        return place
+
+    @property
+    def overwrites_inlet(self) -> bool:
+        """Whether what the edges contribute is lost once the transfer has run."""
+        return bool(self.chain) and self._shares[0] != 0
+
+    def pulled(self, rows: Positions, edge: int) -> Part | Cell:
+        """Where the error, pulled back to what the edges contribute, is found."""
+        if self.trace is not None:
+            outlet: Cell = self.outlets.setdefault(edge, self._kept(("outlet", edge), Cell))
+            return outlet
+        return self.delta(rows, 0)
+
+    def delta(self, rows: Positions, link: int) -> Part | Cell:
+        """Where the error, pulled back to place ``link`` of the transfer's chain, is found."""
+        for later in range(link, len(self.chain)):
+            if not self.chain[later].in_place:
+                cell: Cell = self._kept(("pulled", later), Cell)
+                return cell
+        return self.part("delta", rows)

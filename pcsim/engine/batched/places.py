@@ -1,0 +1,169 @@
+"""Where the tensors of a program lie, and the operations that bring them where they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcsim.engine.planning.wiring import Positions
+
+
+class Operation(NamedTuple):
+    """What a run calls, and how it is printed."""
+
+    name: str
+    call: Callable[[], object]
+    members: Sequence[str] = ()
+    """Names of the nodes or edges concerned."""
+
+    def __str__(self) -> str:
+        more = f" and {len(self.members) - 3} more" if len(self.members) > 3 else ""
+        return f"{self.name} {', '.join(self.members[:3])}{more}".rstrip()
+
+
+class Arena:
+    """Scratch by key; programs that never hold a state at the same time share one.
+
+    Args:
+        batch: number of samples.
+        dtype: of all tensors.
+        device: of all tensors.
+    """
+
+    def __init__(self, batch: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.batch, self.dtype, self.device = batch, dtype, device
+        self._kept: dict[Hashable, Any] = {}
+
+    def new(self, count: int, shape: tuple[int, ...], layout: torch.memory_format) -> Tensor:
+        """A tensor (count, batch, *shape), a single image laid out as asked for."""
+        tensor = torch.zeros(count, self.batch, *shape, dtype=self.dtype, device=self.device)
+        if layout is torch.channels_last and count == 1 and len(shape) == 3:
+            return tensor[0].contiguous(memory_format=layout).unsqueeze(0)
+        return tensor
+
+    def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What is under a key, made when it is first asked for."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def part(self, key: Hashable, stack: Tensor, rows: Positions) -> Part:
+        """Rows of a stack; if they have to be gathered, in scratch under this key."""
+
+        def scratch(count: int) -> Tensor:
+            made: Tensor = self.kept(("gathered", key, count), lambda: stack.new_zeros(count, *stack.shape[1:]))
+            return made
+
+        return Part(stack, rows, scratch)
+
+
+class Cell:
+    """Where operations find and leave a tensor: a fixed one, or whatever was left there last."""
+
+    __slots__ = ("fixed", "tensor")
+
+    def __init__(self, tensor: Tensor | None = None) -> None:
+        self.tensor: Tensor | None = tensor
+        self.fixed = tensor is not None
+        """Whether it is the same tensor at every run, to be written into."""
+
+    def read(self) -> Tensor:
+        """What was left here last."""
+        assert self.tensor is not None
+        return self.tensor
+
+    def write(self, tensor: Tensor) -> None:
+        """Leave a tensor here."""
+        if not self.fixed:
+            self.tensor = tensor
+        elif tensor is not self.tensor:
+            self.read().copy_(tensor)
+
+
+class Part:
+    """Rows of a stacked tensor (k, ...), a single one without the stack axis: a view where they follow each other.
+
+    Others are gathered into scratch before an operation that reads them, and scattered from scratch after one that
+    writes them, by operations of their own.
+    """
+
+    __slots__ = ("cell", "index", "scratch", "stack")
+
+    def __init__(self, stack: Tensor, rows: Positions, scratch: Callable[[int], Tensor]) -> None:
+        self.stack, self.scratch = stack, scratch
+        self.index: Tensor | None = None
+        run = run_of(rows)
+        if run is None:
+            self.index = torch.as_tensor(rows, device=stack.device)
+            self.cell = Cell(scratch(len(rows)))
+        else:
+            first, after = run
+            self.cell = Cell(stack[first] if after - first == 1 else stack[first:after])
+
+    def gathered(self, operations: list[Operation], members: Sequence[str]) -> Cell:
+        """The part's content as a cell, with the operation that brings it there."""
+        if self.index is not None:
+            call = partial(torch.index_select, self.stack, 0, self.index, out=self.cell.read())
+            operations.append(Operation("gather", call, members))
+        return self.cell
+
+    def scatter(self, operations: list[Operation], members: Sequence[str]) -> None:
+        """Bring what has been left in the part's cell to where it belongs."""
+        if self.index is not None:
+            call = partial(self.stack.index_copy_, 0, self.index, self.cell.read())
+            operations.append(Operation("scatter", call, members))
+
+    def add(self, operations: list[Operation], name: str, addend: Cell, factor: float, members: Sequence[str]) -> None:
+        """Add factor · addend; rows that occur twice are added to twice."""
+        if self.index is not None:
+            call: Callable[[], object] = partial(_scatter_add, self.stack, self.index, addend, factor)
+        elif addend.fixed:
+            call = partial(self.cell.read().add_, addend.read(), alpha=factor)
+        else:
+            call = partial(_add, self.cell.read(), addend, factor)
+        operations.append(Operation(name, call, members))
+
+
+def read(place: Part | Cell, operations: list[Operation], members: Sequence[str]) -> Cell:
+    """What lies at a place, as a cell; with the operation that gathers it where it is scattered."""
+    return place.gathered(operations, members) if isinstance(place, Part) else place
+
+
+def written(place: Part | Cell) -> Cell:
+    """Where to leave what belongs at a place; :func:`finish` then brings it there."""
+    return place.cell if isinstance(place, Part) else place
+
+
+def finish(place: Part | Cell, operations: list[Operation], members: Sequence[str]) -> None:
+    """The operation that scatters what was left, where that is needed."""
+    if isinstance(place, Part):
+        place.scatter(operations, members)
+
+
+def run_of(positions: Positions) -> tuple[int, int] | None:
+    """First row and the one after the last, if the rows follow each other; else None."""
+    first, count = int(positions[0]), len(positions)
+    if count == 1 or (int(positions[-1]) - first == count - 1 and bool((np.diff(positions) > 0).all())):
+        return first, first + count
+    return None
+
+
+def _scatter_add(goal: Tensor, index: Tensor, addend: Cell, factor: float) -> None:
+    tensor = addend.read()
+    if tensor.untyped_storage().data_ptr() == goal.untyped_storage().data_ptr():
+        tensor = tensor.clone()  # what an identity contributes may be other rows of this very stack
+    goal.index_add_(0, index, tensor, alpha=factor)
+
+
+def _add(goal: Tensor, addend: Cell, factor: float) -> None:
+    goal.add_(addend.read(), alpha=factor)
+
+
+def named(names: Sequence[str], rows: Positions) -> list[str]:
+    """The names of some rows."""
+    return [names[row] for row in rows]
