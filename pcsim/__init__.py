@@ -4,7 +4,14 @@ from pcsim import data, diagnosis, errors, plots, topologies
 from pcsim.callbacks import BatchRecord, Callback, Checkpoint, EarlyStopping, EpochRecord, History
 from pcsim.conversion import from_sequential, to_module
 from pcsim.dynamics.inference import Relaxation
-from pcsim.dynamics.learning import Backprop, ForwardUpdate, IncrementalUpdate, LearningRule, SettledUpdate
+from pcsim.dynamics.learning import (
+    ArrivalUpdate,
+    Backprop,
+    ForwardUpdate,
+    IncrementalUpdate,
+    LearningRule,
+    SettledUpdate,
+)
 from pcsim.dynamics.nudging import Nudging
 from pcsim.dynamics.precision import Constant, Decaying, PrecisionSchedule, Spiking
 from pcsim.engine.batched.engine import BatchedEngine
@@ -28,6 +35,7 @@ from pcsim.version import __version__
 
 __all__ = [
     "Accuracy",
+    "ArrivalUpdate",
     "Backprop",
     "BatchRecord",
     "BatchedEngine",

@@ -388,6 +388,7 @@ class Simulator:
                 EnergyWarning,
                 stacklevel=5,
             )
+        task.rule.check(task.relaxation, task.arrivals)
         if not task.rule.backprop:
             task.relaxation.precision.check(task.arrivals, task.relaxation.steps)
             check_delay(self.network, task.relaxation)

@@ -34,6 +34,10 @@ class Relaxation:
             runs all steps.
         start: values at the start where no feed-forward pass gives them (cycles, free roots without a prior): "zeros",
             or "previous" for those of the last run on a batch of that size, zeros if there was none.
+        hold_predictions: the fixed-prediction assumption (arXiv 2006.04182): predictions and Jacobians stay those of
+            the forward pass, so that each node compares with a prediction that it keeps. The energy is then quadratic
+            in the free values; at its minimum under constant precision the errors are backprop's, on any graph
+            without cycles (SPEC §2, Held predictions). Weights learn from activities of the forward pass as well.
 
     Raises:
         SettingError: a value outside its range.
@@ -46,6 +50,7 @@ class Relaxation:
     nesterov: bool = attrs.field(default=False, kw_only=True)
     tolerance: float | None = attrs.field(default=None, kw_only=True)
     start: Literal["zeros", "previous"] = attrs.field(default="zeros", kw_only=True)
+    hold_predictions: bool = attrs.field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
@@ -71,11 +76,18 @@ class Relaxation:
             raise SettingError(f"Relaxation.tolerance: given {self.tolerance}, expected a positive number or None")
         if self.start not in ("zeros", "previous"):
             raise SettingError(f"Relaxation.start: given {self.start!r}, expected 'zeros' or 'previous'")
+        if not isinstance(self.hold_predictions, bool):
+            raise SettingError(f"Relaxation.hold_predictions: given {self.hold_predictions!r}, expected True or False")
 
     @property
     def plain(self) -> bool:
         """Whether a value moves by rate · descent and nothing else: without momentum or a displacement of one's own."""
         return not self.momentum and type(self).displacement is Relaxation.displacement
+
+    @property
+    def gain(self) -> float:
+        """Rate · π at the arrival of an error: how much of it a node hands on; 1 undoes the attenuation (SPEC §10)."""
+        return self.rate * self.precision.at(0, 0, max(self.steps, 1))
 
     def displacement(self, descent: Tensor, velocity: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """How far a value moves, and its new momentum; where the descent is zero and has been, it stays.
@@ -91,63 +103,66 @@ class Relaxation:
 
 
 STABLE_PRECISION = 0.5
-"""A longer chain of identities diverges where rate · weight · precision stays above this."""
+"""A longer chain of identities diverges where the precision stays above this share of that at the arrival."""
 
 
 def check_delay(network: Network, relaxation: Relaxation) -> None:
     """Warn (:class:`PrecisionWarning`) of delaying nodes under a relaxation in which they do not delay (SPEC §5).
 
-    A delaying node is predicted by an identity and has rate · weight = 1, as auxiliary nodes do: those that were made
-    for another rate do not delay. A precision that lasts beyond the arrival of the error makes chains of them diverge;
-    with Nesterov momentum the delay is not exact.
+    A delaying node is predicted by an identity and has rate · peak · weight = 1, as auxiliary nodes do (peak is the
+    precision at the arrival): those that were made for another rate or peak do not delay. A precision that lasts
+    beyond the arrival of the error makes chains of them diverge; with Nesterov momentum the delay is not exact.
 
     Args:
         network: the graph.
         relaxation: how its free nodes move.
     """
+    gain = relaxation.gain
     auxiliary = {
         name: node.energy_weight for name, node in network.nodes.items() if is_auxiliary(node) and _identity(node)
     }
-    elsewhere = {name: weight for name, weight in auxiliary.items() if not _hands_on(weight, relaxation.rate)}
+    elsewhere = {name: weight for name, weight in auxiliary.items() if not _hands_on(weight, gain)}
     if elsewhere:
         weight = next(iter(elsewhere.values()))
+        peak = gain / relaxation.rate
+        given = f"{relaxation.rate:g}" if peak == 1 else f"{relaxation.rate:g}, peak={peak:g}"
         warnings.warn(
-            f"auxiliary nodes ({listed(elsewhere, 6)}) have weight {weight:g}, which delays an error by one step at "
-            f"rate {1 / weight:g}, but the relaxation has rate {relaxation.rate:g}; give both the same rate: "
-            f"balance_paths(net, {relaxation.rate:g})",
+            f"auxiliary nodes ({listed(elsewhere, 6)}) have weight {weight:g}, which delays an error by one step where "
+            f"rate * precision at the arrival is {1 / weight:g}, but the relaxation has rate {relaxation.rate:g} and "
+            f"precision {peak:g}; give both the same: balance_paths(net, {given})",
             PrecisionWarning,
             stacklevel=2,
         )
-    lasting = min(relaxation.precision.at(step, 0, 4) for step in (1, 2, 3))
-    if lasting <= STABLE_PRECISION and not relaxation.nesterov:
+    peak, *later = (relaxation.precision.at(step, 0, 4) for step in range(4))
+    lasts = min(later) > STABLE_PRECISION * peak
+    if not lasts and not relaxation.nesterov:
         return
-    delaying = {name: node for name, node in network.nodes.items() if _delays(node, relaxation.rate)}
+    delaying = {name: node for name, node in network.nodes.items() if _delays(node, gain)}
     if not delaying:
         return
     consequence = (
         f"{relaxation.precision} lasts after the error has arrived, so that a chain of them diverges; relax with "
         "Spiking() or Decaying()"
-        if lasting > STABLE_PRECISION
+        if lasts
         else "with Nesterov momentum they hand on more than they received; use plain gradient descent, or momentum "
         "without Nesterov"
     )
     warnings.warn(
-        f"nodes predicted by an identity with rate * weight = 1 ({listed(delaying, 6)}) delay an error by one step. "
-        f"But {consequence}",
+        f"nodes predicted by an identity with rate * precision * weight = 1 ({listed(delaying, 6)}) delay an error by "
+        f"one step. But {consequence}",
         PrecisionWarning,
         stacklevel=2,
     )
 
 
-def _delays(node: Node, rate: float) -> bool:
-    return (
-        node.energy_weight != 1.0 and _hands_on(node.energy_weight, rate) and not node.deterministic and _identity(node)
-    )
+def _delays(node: Node, gain: float) -> bool:
+    made = node.energy_weight != 1.0 or is_auxiliary(node)
+    return made and _hands_on(node.energy_weight, gain) and not node.deterministic and _identity(node)
 
 
-def _hands_on(weight: float, rate: float) -> bool:
+def _hands_on(weight: float, gain: float) -> bool:
     """Whether a node of this weight moves by its whole error in one step."""
-    return math.isclose(rate * weight, 1.0, rel_tol=1e-6)
+    return math.isclose(gain * weight, 1.0, rel_tol=1e-6)
 
 
 def _identity(node: Node) -> bool:

@@ -7,12 +7,16 @@ differ in the state from which activity and error are taken. Gradients are divid
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
 from torch import Tensor
 
+from pcsim.dynamics.inference import Relaxation
+from pcsim.errors import SettingError
 from pcsim.graph.energy import Energy, Scale
+from pcsim.messages import listed
 
 
 class LearningRule:
@@ -22,8 +26,26 @@ class LearningRule:
     """Take activities and predictions from the forward pass instead of the relaxed state."""
     every_step: ClassVar[bool] = False
     """Learn after every inference step, from the state before it, with the precision of that step."""
+    at_arrival: ClassVar[bool] = False
+    """Learn from each node's error at the step at which it arrives, from the state before that step."""
     backprop: ClassVar[bool] = False
     """Treat every free node as deterministic."""
+
+    def check(self, relaxation: Relaxation, levels: Mapping[str, int]) -> None:
+        """Refuse a relaxation with which the rule makes no sense.
+
+        Args:
+            relaxation: how the free nodes move.
+            levels: level by name of the nodes with an energy (SPEC §2, Arrival).
+
+        Raises:
+            SettingError: the weights would learn during the relaxation from predictions that are held throughout.
+        """
+        if self.every_step and relaxation.hold_predictions:
+            raise SettingError(
+                f"{type(self).__name__} changes the weights at every step, but hold_predictions=True keeps the "
+                "predictions of the forward pass; leave one of the two"
+            )
 
     def delta(self, energy: Energy, value: Tensor, prediction: Tensor, scale: Scale) -> Tensor:
         """What a node hands to the edges that predict it, for their weights: :meth:`descent` unless overridden.
@@ -62,6 +84,38 @@ class IncrementalUpdate(LearningRule):
     """Incremental predictive coding: weights learn after every inference step, precision kept (arXiv 2212.00720)."""
 
     every_step: ClassVar[bool] = True
+
+
+@attrs.frozen
+class ArrivalUpdate(LearningRule):
+    """Each edge learns from the error that arrives, when it arrives (Z-IL: Salvatori et al., AAAI 2022; SPEC §4).
+
+    The gradients of the edges into a node of level k come from the state before step k, precision left out, and are
+    kept; one optimizer step follows the relaxation. Errors on their way through deterministic nodes teach the edges
+    into these as well. With ``Spiking.for_rate(rate)`` they are backprop's gradients on every graph without cycles
+    whose paths are balanced (:func:`balance_paths`), and with held predictions on every graph without cycles.
+    """
+
+    at_arrival: ClassVar[bool] = True
+
+    def check(self, relaxation: Relaxation, levels: Mapping[str, int]) -> None:
+        """Refuse a schedule that speaks before the arrival, or a relaxation that ends before it.
+
+        Raises:
+            SettingError: names the nodes.
+        """
+        late = [f"{name} (level {level})" for name, level in levels.items() if level >= relaxation.steps]
+        if late:
+            raise SettingError(
+                f"ArrivalUpdate: no error arrives at {listed(late, 6)} within {relaxation.steps} steps; relax for at "
+                f"least {max(levels.values()) + 1} steps"
+            )
+        schedule, steps = relaxation.precision, relaxation.steps
+        if any(schedule.at(step, level, steps) != 0 for level in {*levels.values()} for step in range(level)):
+            raise SettingError(
+                f"ArrivalUpdate: {schedule} weighs errors before they have all arrived; it needs a schedule that is 0 "
+                f"until then: Spiking.for_rate({relaxation.rate:g}), Spiking(alpha=0) or Decaying()"
+            )
 
 
 @attrs.frozen

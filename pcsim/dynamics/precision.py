@@ -97,6 +97,22 @@ class Spiking(PrecisionSchedule):
             raise SettingError(f"Spiking.as_covariance: rate {rate} given, expected a positive number")
         return cls(alpha=1.0, peak=1.0 / rate)
 
+    @classmethod
+    def for_rate(cls, rate: float) -> Spiking:
+        """The schedule that undoes the attenuation and is silent otherwise: peak 1/rate, alpha 0.
+
+        With it every error arrives whole, so that :class:`ArrivalUpdate` finds backprop's gradient (SPEC §10).
+
+        Args:
+            rate: of the relaxation, > 0.
+
+        Raises:
+            SettingError: the rate is not positive.
+        """
+        if not 0 < rate < float("inf"):
+            raise SettingError(f"Spiking.for_rate: rate {rate} given, expected a positive number")
+        return cls(alpha=0.0, peak=1.0 / rate)
+
     def at(self, step: int, level: int | None, steps: int) -> float:
         """``peak`` where step = level, else ``alpha``."""
         return self.peak if step == level else self.alpha

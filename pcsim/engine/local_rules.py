@@ -6,16 +6,21 @@ is passed within the step, as the SPEC says.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
+import attrs
 import torch
 from torch import Tensor, nn
 
+from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.problem import Batch, Record, State, Task, origin, precision_gradient, record
+from pcsim.engine.reached import Reached
 from pcsim.errors import DivergenceError
 from pcsim.graph.energy import Scale
 from pcsim.graph.statistics import frozen_statistics
 
+ROUNDING = 64
+"""Units in the last place of its largest number by which a prediction may differ that has not changed."""
 MODERATE = 1e4
 """What is below this in size cannot be blamed for a module that makes NaN or infinity of it."""
 
@@ -24,26 +29,29 @@ class Evaluation:
     """What the local rules make of one state (SPEC §2), each number computed when it is first asked for.
 
     Args:
-        task: the network with its clamps and rules.
-        batch: sizes and the seed of random draws.
-        activity: what the edges read, by source name; deterministic nodes follow from the others.
-        value: what the errors compare with the predictions, by node name.
+        state: the values; deterministic nodes follow from the others.
         step: whose precision weighs the errors.
         learning: errors are those that the weights learn from, and their gradients are wanted too.
+        later: weights may have changed since the state's predictions were made.
+        only: the nodes whose errors count; all by default.
     """
 
     def __init__(
         self,
-        task: Task,
-        batch: Batch,
-        activity: Mapping[str, Tensor],
-        value: Mapping[str, Tensor],
+        state: State,
         step: int,
         *,
         learning: bool = False,
+        later: bool = False,
+        only: Collection[str] | None = None,
     ) -> None:
-        self.task, self.batch, self.value = task, batch, value
-        self._activity, self._step, self._learning = activity, step, learning
+        self.task, self.batch, self.value = state.task, state.batch, state.value
+        task = state.task
+        forward = task.held or (learning and task.rule.at_forward)
+        self._activity = state.forward_value if forward else state.value
+        self.state, self._step, self._learning, self._only = state, step, learning, only
+        self._unusual = learning and type(task.rule).delta is not LearningRule.delta
+        self._later = later or task.learns_each_step
         self._deterministic, self._position = task.clamping.deterministic, task.clamping.position
         self._contribution: dict[str, Tensor] = {}
         self._prediction: dict[str, Tensor] = {}
@@ -63,6 +71,37 @@ class Evaluation:
                 self._predict(before)
             self._predict(name)
         return self._prediction[name]
+
+    def error(self, name: str) -> Tensor:
+        """ε_n, (batch, *shape): what the node has received, less how its prediction has changed since (SPEC §7)."""
+        received = self.state.displacement.get(name)
+        prediction = self.prediction(name)
+        if received is None:
+            return self.value[name] - prediction
+        before = self.state.forward_prediction[name]
+        return received if self._stays(name, before, prediction) else received + (before - prediction)
+
+    def _stays(self, name: str, before: Tensor, prediction: Tensor) -> bool:
+        """Whether a node's prediction is that of the start: by what it reads, so that rounding makes no error."""
+        state, sources = self.state, set[str]()
+        for inner in [*self._deterministic_before(name, met=True), name]:
+            sources |= {edge.source_name for edge in self.task.network.nodes[inner].incoming}
+        unmoved = all(
+            self._activity[source] is state.forward_value[source]
+            or torch.equal(self._activity[source], state.forward_value[source])
+            for source in sources - self._deterministic
+        )
+        if not (unmoved and self._later):
+            return unmoved
+        within = ROUNDING * torch.finfo(before.dtype).eps * float(before.abs().max()) if before.numel() else 0.0
+        return bool(((prediction - before).abs() <= within).all())
+
+    def compared(self, name: str) -> tuple[Tensor, Tensor]:
+        """Value and prediction of a node with an energy; its error and zero where the energy knows no more of them."""
+        if name not in self.state.displacement or self._unusual:
+            return self.value[name].contiguous(), self.prediction(name)
+        error = self.error(name).contiguous()
+        return error, torch.zeros_like(error)
 
     def contribution(self, edge: str) -> Tensor:
         """a_e, (batch, *shape before the target's transfer)."""
@@ -99,15 +138,15 @@ class Evaluation:
 
     def descent(self, name: str) -> Tensor:
         """−∂F_t/∂v_n = −∂(π_n w_n E_n)/∂v_n + Σ m_e over outgoing e, (batch, *shape)."""
-        node, value = self.task.network.nodes[name], self.value[name].contiguous()
-        total = torch.zeros_like(value)
+        node = self.task.network.nodes[name]
+        total = torch.zeros_like(self.value[name].contiguous())
         if node.predicted:
-            total = total - node.energy_function.value_gradient(value, self.prediction(name), self.scale(name))
+            total = total - node.energy_function.value_gradient(*self.compared(name), self.scale(name))
         return sum((self.message(edge.name) for edge in node.outgoing), total)
 
     def record(self) -> Record:
         """Energies and errors of this state, and F_t."""
-        return record(self.task, self.batch, self._step, self.value.__getitem__, self.prediction)
+        return record(self.task, self.batch, self._step, self.compared)
 
     def _predict(self, name: str) -> None:
         if name in self._prediction:
@@ -128,10 +167,11 @@ class Evaluation:
         if name in self._deterministic:
             messages = (self.message(edge.name) for edge in node.outgoing)
             self._delta[name] = sum(messages, torch.zeros_like(prediction))
+        elif self._only is not None and name not in self._only:
+            self._delta[name] = torch.zeros_like(prediction)
         else:
             rule = self.task.rule.delta if self._learning else self.task.rule.descent
-            value = self.value[name].contiguous()
-            self._delta[name] = rule(node.energy_function, value, prediction, self.scale(name))
+            self._delta[name] = rule(node.energy_function, *self.compared(name), self.scale(name))
 
     def _vjp(self, name: str) -> None:
         """The error pulled back through a node's transfer and its edges, to their sources and all parameters."""
@@ -152,16 +192,17 @@ class Evaluation:
             factor = self.scale(name)
             if not self.task.rule.every_step:
                 factor = factor * learned.detach().exp()
-            own[learned] = precision_gradient(node, self.value[name].contiguous(), self._prediction[name], factor)
+            own[learned] = precision_gradient(node, *self.compared(name), factor)
         self._gradient[name] = own
 
-    def _deterministic_before(self, name: str) -> set[str]:
-        """Deterministic nodes that a prediction reads, directly or through others, and that have none yet."""
+    def _deterministic_before(self, name: str, *, met: bool = False) -> set[str]:
+        """Deterministic nodes that a prediction reads, directly or through others, and that have none yet (or have)."""
         nodes, found, frontier = self.task.network.nodes, set[str](), [name]
         while frontier:
             for edge in nodes[frontier.pop()].incoming:
                 before = edge.source_name
-                if before in self._deterministic and before not in self._prediction and before not in found:
+                known = before in self._prediction and not met
+                if before in self._deterministic and not known and before not in found:
                     found.add(before)
                     frontier.append(before)
         return found
@@ -202,7 +243,8 @@ def start(task: Task, batch: Batch, previous: State | None) -> State:
     if task.nudged:
         for name in clamping.targets:
             value[name] = torch.lerp(prediction[name], value[name], batch.nudge)
-    return State(task, batch, dict(value), value, prediction)
+    displacement = {name: torch.zeros_like(value[name]) for name in clamping.displaced}
+    return State(task, batch, dict(value), value, prediction, displacement)
 
 
 def predict(task: Task, batch: Batch, name: str, value: Mapping[str, Tensor], *, hold: bool = True) -> Tensor:
@@ -225,7 +267,7 @@ def begin(task: Task, batch: Batch, previous: State | None) -> State:
     state = start(task, batch, previous)
     lost = next((name for name in task.clamping.free if not finite(state.value[name])), None)
     if lost is not None:
-        raise divergence(task, lost, None, blamed(Evaluation(task, batch, state.value, state.value, 0)))
+        raise divergence(task, lost, None, blamed(Evaluation(state, 0)))
     return state
 
 
@@ -238,18 +280,23 @@ def steps(state: State) -> Iterator[Evaluation]:
     task, batch = state.task, state.batch
     velocity: dict[str, Tensor | None] = dict.fromkeys(task.clamping.free)
     for step in range(task.relaxation.steps):
-        now = Evaluation(task, batch, dict(state.value), dict(state.value), step)
+        now = Evaluation(attrs.evolve(state), step)
         yield now
-        largest = 0.0
+        value, displacement, largest = dict(state.value), dict(state.displacement), 0.0
         for name in task.clamping.free:
-            before = state.value[name]
             move, velocity[name] = task.relaxation.displacement(now.descent(name), velocity[name])
-            state.value[name] = batch.clamped(name, before + move)
+            if name in displacement:
+                displacement[name] = displacement[name] + move
+                value[name] = state.forward_prediction[name] + displacement[name]
+                moved = displacement[name] - state.displacement[name]
+            else:
+                value[name] = batch.clamped(name, state.value[name] + move)
+                moved = value[name] - state.value[name]
             # The norm, since errors of values whose squares overflow would make the gradients infinite next.
-            if not finite(state.value[name]):
+            if not finite(value[name]):
                 raise divergence(task, name, step, blamed(now))
-            largest = max(largest, (state.value[name] - before).abs().max().item())
-        state.steps = step + 1
+            largest = max(largest, moved.abs().max().item())
+        state.value, state.displacement, state.steps = value, displacement, step + 1
         if task.settled(largest, step):
             break
 
@@ -327,18 +374,37 @@ def gradients(now: Evaluation, names: Iterable[str]) -> dict[nn.Parameter, Tenso
 
 def learned_from(state: State) -> Evaluation:
     """What the task's learning rule sees of a relaxed state, at the present weights (SPEC §4)."""
-    activity = state.forward_value if state.task.rule.at_forward else state.value
-    return Evaluation(state.task, state.batch, activity, state.value, state.last_step, learning=True)
+    return Evaluation(state, state.last_step, learning=True, later=True)
+
+
+def arrived(state: State) -> dict[nn.Parameter, Tensor]:
+    """Gradients of the arrival rule (SPEC §4), by taking the steps of a state again from its start.
+
+    At the step at which the error arrives at a node, the parameters of the node and its edges learn from it, and those
+    of the deterministic nodes through which it passes.
+    """
+    task = attrs.evolve(state.task, record=False)
+    before = attrs.evolve(state, value=state.forward_value)
+    again, reached, total = begin(task, state.batch, before), Reached(task), dict[nn.Parameter, Tensor]()
+    for step, now in enumerate(steps(again)):
+        if step == state.steps:
+            break
+        arriving = {name for name in reached.weighing() if task.clamping.levels.get(name) == step}
+        taught = Evaluation(now.state, step, learning=True, only=arriving)
+        for parameter, gradient in gradients(taught, reached.with_inner(arriving)).items():
+            total[parameter] = total[parameter] + gradient if parameter in total else gradient
+        reached.step(step)
+    return total
 
 
 def update_statistics(state: State) -> None:
     """Evaluate all modules that keep statistics once more, on the activity that the rule learns from, and let them."""
     task, batch = state.task, state.batch
     activity = dict(state.forward_value)
-    if not task.rule.at_forward:
+    if not (task.learns_forward or task.rule.at_arrival):
         # Evaluated anew: values of deterministic nodes follow from the others', and from weights that may move.
         with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
-            now = Evaluation(task, batch, state.value, state.value, state.last_step)
+            now = Evaluation(state, state.last_step, later=True)
             activity = {name: now.activity(name) for name in task.network.nodes}
     for name, node in task.network.nodes.items():
         if node.predicted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import attrs
@@ -49,6 +49,16 @@ class Task:
     def network(self) -> Network:
         """The network to relax."""
         return self.clamping.network
+
+    @property
+    def held(self) -> bool:
+        """Whether predictions and Jacobians stay those of the forward pass."""
+        return self.relaxation.hold_predictions
+
+    @property
+    def learns_forward(self) -> bool:
+        """Whether what the weights learn from is taken from the forward pass, and the errors from their values."""
+        return self.rule.at_forward or self.held
 
     def scheduled(self, node: str, step: int) -> float:
         """The schedule's factor on a node's own precision at a step."""
@@ -131,6 +141,28 @@ class Record(NamedTuple):
     """F_t, 0-d."""
 
 
+class Values(Mapping[str, Tensor]):
+    """Values by node name; of displaced nodes they are formed where they are read.
+
+    Args:
+        known: v_n of the other nodes, and where the displaced ones started, (batch, *shape).
+        displacement: by how much those have moved, (batch, *shape).
+    """
+
+    def __init__(self, known: Mapping[str, Tensor], displacement: Mapping[str, Tensor]) -> None:
+        self._known, self._displacement = known, displacement
+
+    def __getitem__(self, name: str) -> Tensor:
+        moved = self._displacement.get(name)
+        return self._known[name] if moved is None else self._known[name] + moved
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
 @attrs.define(eq=False)
 class State:
     """Where a run has left the network; every tensor is (batch, *shape), by node name, and the engine's own.
@@ -141,21 +173,25 @@ class State:
         value: v_n at the end, of every node.
         forward_value: v_n at the start.
         forward_prediction: u_n at the start, of every node that is predicted.
+        displacement: v_n − u_n at the start, of nodes that keep it apart: all that they have received.
         steps: inference steps taken.
         energies: E_n before precision, (steps + 1, nodes with an energy, batch), if asked for.
         error_norms: ‖ε_n‖, of the same shape, if asked for.
         free_energies: F_t from the same states, (steps + 1,), if asked for.
+        learned: gradients found during the relaxation, where the rule finds some there.
     """
 
     task: Task
     batch: Batch
-    value: dict[str, Tensor]
+    value: Mapping[str, Tensor]
     forward_value: dict[str, Tensor]
     forward_prediction: dict[str, Tensor]
+    displacement: Mapping[str, Tensor] = attrs.field(factory=dict)
     steps: int = 0
     energies: Tensor | None = None
     error_norms: Tensor | None = None
     free_energies: Tensor | None = None
+    learned: Gradients = attrs.field(factory=dict)
     counted: bool = False
     """Whether the running statistics have taken this batch in."""
     altered: bool = False
@@ -182,23 +218,20 @@ def origin(task: Task, batch: Batch, node: Node, previous: State | None) -> Tens
     return torch.zeros(shape, dtype=batch.dtype, device=batch.device)
 
 
-def record(
-    task: Task, batch: Batch, step: int, value: Callable[[str], Tensor], prediction: Callable[[str], Tensor]
-) -> Record:
+def record(task: Task, batch: Batch, step: int, compared: Callable[[str], tuple[Tensor, Tensor]]) -> Record:
     """Energies and errors of one state, and F_t with this step's precision (SPEC §1).
 
     Args:
         task: the network and its rules.
         batch: sizes.
         step: whose precision weighs the energies.
-        value: v_n by node name, (batch, *shape).
-        prediction: u_n by node name, (batch, *shape).
+        compared: v_n and u_n by node name, (batch, *shape), or the error and zero.
     """
     nodes, names = task.network.nodes, task.clamping.energetic
     total = torch.zeros((), dtype=batch.dtype, device=batch.device)
     energies, norms = total.new_zeros(len(names), batch.size), total.new_zeros(len(names), batch.size)
     for place, name in enumerate(names):
-        own, now, expected = nodes[name], value(name).contiguous(), prediction(name).contiguous()
+        own, (now, expected) = nodes[name], (tensor.contiguous() for tensor in compared(name))
         unit = own.energy_function.unit_energy(now, expected)
         energies[place] = unit.reshape(batch.size, -1).sum(1)
         norms[place] = torch.linalg.vector_norm((now - expected).reshape(batch.size, -1), dim=1)

@@ -46,10 +46,9 @@ class Reading:
 
     def error(self, node: Node) -> Tensor:
         """ε_n = v_n − u_n, (batch, *shape)."""
-        prediction = self.prediction(node)
         if node.name in self._state.task.clamping.deterministic:
-            return torch.zeros_like(prediction)
-        return _of(self._state.value, node) - prediction
+            return torch.zeros_like(self.prediction(node))
+        return self._evaluated(lambda now: now.error(_predicted(node).name))
 
     def precision(self, node: Node) -> Tensor:
         """π_n at the last inference step, 0-d or (*shape)."""
@@ -62,7 +61,7 @@ class Reading:
         state = self._state
         if node.name not in state.task.clamping.energetic:
             return torch.zeros(state.batch.size, dtype=state.batch.dtype, device=state.batch.device)
-        return node.energy_function.sample_energy(self.value(node), self.prediction(node))
+        return self._evaluated(lambda now: node.energy_function.sample_energy(*now.compared(node.name)))
 
     def contribution(self, edge: Edge) -> Tensor:
         """a_e, (batch, *shape before the target's transfer)."""
@@ -75,7 +74,7 @@ class Reading:
     def _evaluated(self, ask: Callable[[Evaluation], Tensor]) -> Tensor:
         state = self._state
         with torch.no_grad(), frozen_statistics(state.task.fingerprint.normalising):
-            now = Evaluation(state.task, state.batch, state.value, state.value, state.last_step)
+            now = Evaluation(state, state.last_step, later=True)
             try:
                 return _copy(ask(now))
             except KeyError as missing:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
+import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcsim.engine import local_rules
 from pcsim.engine.engine import Engine
 from pcsim.engine.local_rules import Evaluation
 from pcsim.engine.problem import Batch, Gradients, State, Task
+from pcsim.engine.reached import Reached
 from pcsim.graph.statistics import frozen_statistics
 
 
@@ -22,7 +24,7 @@ class ReferenceEngine(Engine):
     def predict(self, task: Task, batch: Batch) -> dict[str, Tensor]:
         """Values after the feed-forward start alone (SPEC §2, Start), by node name."""
         with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
-            return local_rules.start(task, batch, None).value
+            return dict(local_rules.start(task, batch, None).value)
 
     def relax(
         self,
@@ -43,100 +45,25 @@ class ReferenceEngine(Engine):
                     records.append(now.record())
                 learning = reached.step(state.steps)
                 if learn is not None:
-                    values = dict(state.value)
-                    taught = Evaluation(task, batch, values, values, state.steps, learning=True)
-                    waiting = local_rules.gradients(taught, learning)
+                    waiting = local_rules.gradients(Evaluation(now.state, state.steps, learning=True), learning)
             if learn is not None and waiting is not None:
                 learn(waiting)
-            end = Evaluation(task, batch, state.value, dict(state.value), state.last_step)
-            state.value.update({name: end.activity(name) for name in task.clamping.deterministic})
+            end = Evaluation(attrs.evolve(state), state.last_step)
+            state.value = {**state.value, **{name: end.activity(name) for name in task.clamping.deterministic}}
             if task.record:
-                end = Evaluation(task, batch, state.value, dict(state.value), state.last_step)
-                state.keep([*records, end.record()])
+                state.keep([*records, Evaluation(state, state.last_step).record()])
         return state
 
     def gradients(self, state: State) -> Gradients:
         """Gradients of the task's learning rule at a relaxed state (SPEC §4)."""
-        task = state.task
-        reached = Reached(task)
-        for step in range(state.steps):
-            reached.step(step)
+        task, reached = state.task, Reached(state.task)
         with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
+            if task.rule.at_arrival:
+                return local_rules.arrived(state)
+            for step in range(state.steps):
+                reached.step(step)
             return local_rules.gradients(local_rules.learned_from(state), reached.learning())
 
     def update_statistics(self, state: State) -> None:
         """Let modules with running statistics take the batch in (Eq. 6)."""
         local_rules.update_statistics(state)
-
-
-class Reached:
-    """Which errors can have become other than zero, found by walking the graph step by step.
-
-    It decides which parameters have a gradient and which have None: those to which no error has come (SPEC §4).
-    """
-
-    def __init__(self, task: Task) -> None:
-        clamping, nodes = task.clamping, task.network.nodes
-        self._task = task
-        self._live = {
-            name
-            for name in clamping.energetic
-            if name in clamping.full | clamping.partial | clamping.cyclic
-            or not nodes[name].energy_function.rests_at_prediction
-        }
-        """Nodes with an energy whose error may differ from zero."""
-        self._at_start = set(self._live)
-        self._moved: set[str] = set()
-
-    def step(self, step: int) -> set[str]:
-        """Take a step; the nodes whose parameters learn at it, where weights learn at every step."""
-        task, nodes = self._task, self._task.network.nodes
-        active = {name for name in self._live if self._counts(name) and task.scheduled(name, step)}
-        reading = active | self._deterministic_before(active)
-        moving = active | {edge.source_name for name in reading for edge in nodes[name].incoming}
-        moving |= set() if task.relaxation.plain else self._moved
-        moving &= set(task.clamping.free)
-        changed = {edge.target_name for name in moving for edge in nodes[name].outgoing}
-        if task.learns_each_step:
-            learned = {parameter for name in reading for parameter in self._own_and_incoming(name)}
-            changed |= {name for name in nodes if learned & self._own_and_incoming(name)}
-        self._moved |= moving
-        self._live |= (moving | self._deterministic_after(changed)) & set(task.clamping.energetic)
-        return reading
-
-    def learning(self) -> set[str]:
-        """The nodes whose parameters learn after the steps taken."""
-        live = self._at_start | self._moved if self._task.rule.at_forward else self._live
-        nodes = self._task.network.nodes
-        active = {name for name in live & set(self._task.clamping.energetic) if nodes[name].energy_weight}
-        return active | self._deterministic_before(active)
-
-    def _counts(self, name: str) -> bool:
-        """Whether a node's error weighs anything, by its weight and a precision that is a number."""
-        node = self._task.network.nodes[name]
-        precision = node.own_precision if node.log_precision is None else None
-        return node.energy_weight != 0 and not (isinstance(precision, float) and precision == 0)
-
-    def _own_and_incoming(self, name: str) -> set[nn.Parameter]:
-        node = self._task.network.nodes[name]
-        inner = name in self._task.clamping.deterministic  # has no energy, so nothing weighs its precision
-        return {p for p in node.trainable if not (inner and p is node.log_precision)}
-
-    def _deterministic_before(self, names: Iterable[str]) -> set[str]:
-        nodes, inner = self._task.network.nodes, self._task.clamping.deterministic
-        return _walk(names, lambda name: [e.source_name for e in nodes[name].incoming if e.source_name in inner])
-
-    def _deterministic_after(self, names: Iterable[str]) -> set[str]:
-        """These nodes, and all whose predictions change with theirs."""
-        nodes, inner, names = self._task.network.nodes, self._task.clamping.deterministic, set(names)
-        return names | _walk(names, lambda name: [e.target_name for e in nodes[name].outgoing] if name in inner else [])
-
-
-def _walk(names: Iterable[str], onwards: Callable[[str], list[str]]) -> set[str]:
-    """All that is reached from these names, themselves only where they are reached."""
-    found, frontier = set[str](), list(names)
-    while frontier:
-        new = [name for name in onwards(frontier.pop()) if name not in found]
-        found.update(new)
-        frontier += new
-    return found

@@ -91,6 +91,18 @@ class Clamping:
         )
 
     @cached_property
+    def displaced(self) -> tuple[str, ...]:
+        """Free nodes that start at their prediction, all units of them, with a Gaussian energy: what moves such a node
+        is kept apart from its value, and is its error as long as its prediction stays (SPEC §7).
+        """
+        nodes, apart = self.network.nodes, self.cyclic | self.partial
+        return tuple(
+            name
+            for name in self.free
+            if name not in apart and nodes[name].predicted and nodes[name].energy_function.gaussian
+        )
+
+    @cached_property
     def targets(self) -> tuple[str, ...]:
         """Clamped nodes with incoming edges, in insertion order."""
         clamped = self.full | self.partial

@@ -20,17 +20,22 @@ AUXILIARY_NAME = re.compile(r"/aux[1-9]\d*$")
 
 
 def balance_paths(
-    net: Network, rate: float, *, targets: Sequence[Node | str] | None = None, share: bool = True
+    net: Network,
+    rate: float,
+    *,
+    peak: float = 1.0,
+    targets: Sequence[Node | str] | None = None,
+    share: bool = True,
 ) -> Network:
     """The same network with auxiliary nodes on every short path, so that no error arrives early (arXiv 2506.23800).
 
     An edge whose ends are more than one level apart gets one node for every latent hop that it lacks: level(source) −
     level(target) − 1 of them into a latent node, level(source) − level(target) into a deterministic one. The edge's
     module and gain stay on its first hop; the other hops are identities. A node that is predicted by an identity has
-    weight 1/rate: with plain gradient descent and a precision of 1 at the arrival it hands its whole displacement to
-    its source in one step and clears itself, a pure delay. A node that is predicted by a module of the edge's own has
-    weight 1. The delay is not exact with Nesterov momentum, and under a constant precision chains of such nodes
-    diverge: use a spiking or decaying schedule.
+    weight 1/(rate · peak): with plain gradient descent and precision ``peak`` at the arrival it hands its whole
+    displacement to its source in one step and clears itself, a pure delay. A node that is predicted by a module of
+    the edge's own has weight 1. The delay is not exact with Nesterov momentum, and under a constant precision chains
+    of such nodes diverge: use a spiking or decaying schedule.
 
     The forward pass is that of the given network. An edge with a module of its own keeps its name on the first hop,
     so that the two networks load each other's ``state_dict``; an identity edge keeps it on the last. Auxiliary nodes
@@ -39,6 +44,7 @@ def balance_paths(
     Args:
         net: a network without cycles; it stays as it is.
         rate: of the relaxation that the result is meant for, > 0.
+        peak: precision at the arrival of an error, > 0: 1/rate with ``Spiking.for_rate(rate)``.
         targets: the nodes that will be clamped as targets, from which levels count; the sinks by default. Edges that
             lead to none of them, and those that leave them, stay as they are.
         share: let identity edges with the same source and gain share one chain, each leaving it where it has been
@@ -52,17 +58,22 @@ def balance_paths(
 
     Raises:
         GraphError: the network has a cycle, or a target is not in it.
-        SettingError: the rate is not positive.
+        SettingError: the rate or the peak is not positive.
     """
     if not 0 < rate < float("inf"):
         raise SettingError(f"balance_paths: rate {rate} given, expected the positive rate of the relaxation")
+    if not 0 < peak < float("inf"):
+        raise SettingError(
+            f"balance_paths: peak {peak} given, expected the positive precision of the relaxation at the arrival"
+        )
+    weight = 1.0 / (rate * peak)
     _refuse_cycles(net)
     lacking = _lacking_hops(net, targets)
     routes = _routes(net, lacking, share)
     balanced = Network()
     for node in net.nodes.values():
         for edge in node.incoming:
-            _add_auxiliaries(balanced, edge, routes.get(edge.name), rate)
+            _add_auxiliaries(balanced, edge, routes.get(edge.name), weight)
         add_copy(balanced, node)
     for edge in net.edges.values():
         _add_hops(balanced, edge, routes.get(edge.name))
@@ -117,7 +128,7 @@ def _routes(net: Network, lacking: dict[str, int], share: bool) -> dict[str, _Ro
     # the sum of what the separate ones would (SPEC §2). What differs is what the targets read from it, the sum of the
     # displacements instead of each its own. They do not read it where their precision is zero while it is displaced:
     # spiking(alpha=0), since they have been active one step before; and it is back at its prediction one step later, by
-    # rate · weight = 1 without momentum, so that a rule which reads the relaxed state sees no difference either.
+    # rate · peak · weight = 1 without momentum, so that a rule which reads the relaxed state sees no difference either.
     chains: dict[Hashable, str] = {}
     taken: set[str] = set()
     routes = {}
@@ -139,11 +150,11 @@ def _is_identity(edge: Edge) -> bool:
     return type(edge.module) is nn.Identity
 
 
-def _add_auxiliaries(balanced: Network, edge: Edge, route: _Route | None, rate: float) -> None:
+def _add_auxiliaries(balanced: Network, edge: Edge, route: _Route | None, weight: float) -> None:
     for place, name in enumerate(route.names if route else ()):
         if name not in balanced:
-            weight = 1.0 if place == 0 and not _is_identity(edge) else 1.0 / rate
-            balanced.add_node(name, edge.contribution_shape, energy_weight=weight)
+            own = 1.0 if place == 0 and not _is_identity(edge) else weight
+            balanced.add_node(name, edge.contribution_shape, energy_weight=own)
 
 
 def add_copy(network: Network, node: Node) -> None:

@@ -74,12 +74,14 @@ class EdgeMemory:
 
     def activity(self, activity: Activity, rows: Positions) -> Part:
         """What these edges read of their sources."""
-        source, name = self.source, "value"
-        if activity == "start" and source.reads_prediction_at_start:
+        source, name, origins = self.source, "value", self.group.source_rows[rows]
+        if activity == "start" and (source.reads_prediction_at_start or source.group.received):
             name = "prediction"
+        elif source.group.received and not source.moved[origins[0]]:
+            activity = "forward"
         if activity == "forward" and not source.group.deterministic:
             name = "forward_value"
-        return source.part(name, self.group.source_rows[rows], reader=self._key)
+        return source.part(name, origins, reader=self._key)
 
     def contribution(self, rows: Positions, activity: Activity) -> Part | Cell:
         """What these edges contribute, once evaluated; an identity contributes the activity itself."""

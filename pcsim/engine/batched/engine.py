@@ -120,7 +120,7 @@ class BatchedEngine(Engine):
                 for call in update:
                     call()
                 if learn is not None:
-                    if not program.finite():
+                    if not program.finite(steps):
                         raise self._divergence(program, batch, previous, steps)
                     learn(gradients := program.found())
                     program.bring_learned(gradients)
@@ -128,13 +128,15 @@ class BatchedEngine(Engine):
                     break
                 program.largest.update = 0.0
             program.largest.update = 0.0
-            if not program.finite():
+            if not program.finite(steps):
                 raise self._divergence(program, batch, previous, steps)
             state = program.state(batch, steps)
             if task.record:
                 for operation in program.closing(steps):
                     operation.call()
                 state.keep([*recorded, program.record(state.last_step)])
+            if learn is None:
+                state.learned = program.found()
         self._latest, self._versions = (state, program), _versions(task)
         return state
 
@@ -142,6 +144,8 @@ class BatchedEngine(Engine):
         """Gradients of the task's learning rule at a relaxed state (SPEC §4)."""
         program = self._program_of(state)
         with torch.no_grad(), frozen_statistics(state.task.fingerprint.normalising):
+            if program is None and state.task.rule.at_arrival:
+                return local_rules.arrived(state)
             if program is None:
                 plan = Plan(state.task)
                 learning = plan.learning(state.steps).learn
@@ -149,7 +153,10 @@ class BatchedEngine(Engine):
                 return local_rules.gradients(local_rules.learned_from(state), names)
             for operation in program.learning(state.steps):
                 operation.call()
-            return program.found()
+            gradients = {**program.found()}
+            for parameter, gradient in state.learned.items():
+                gradients[parameter] = gradient + gradients[parameter] if parameter in gradients else gradient.clone()
+            return gradients
 
     def update_statistics(self, state: State) -> None:
         """Let modules with running statistics take the batch in (Eq. 6)."""
@@ -211,7 +218,7 @@ class BatchedEngine(Engine):
                     pass
             except DivergenceError as error:
                 return error
-        return local_rules.divergence(task, program.lost(), steps - 1 if steps else None)
+        return local_rules.divergence(task, program.lost(steps), steps - 1 if steps else None)
 
 
 _version = attrgetter("_version")

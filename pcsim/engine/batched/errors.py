@@ -30,7 +30,9 @@ def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learni
     for node, rows in memory.node_rows(phase.active):
         names = named(node.names, rows)
         scale = scale_of(memory, node, rows, phase, learning=learning)
-        if node.node.energy_function.gaussian and usual:
+        if node.group.received and usual:
+            _received(memory, operations, node, rows, scale)
+        elif node.node.energy_function.gaussian and usual:
             value, prediction = (read(node.part(n, rows), operations, names) for n in ("value", "prediction"))
             goal = node.part("delta", rows)
             delta = goal.cell.read()
@@ -44,6 +46,24 @@ def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learni
             given: Delta = rule.delta if learning else LearningRule.descent
             call = partial(_by_energy, node, rows.tolist(), given, scale)
             operations.append(Operation("error", call, names))
+
+
+def _received(
+    memory: Memory, operations: list[Operation], node: NodeMemory, rows: Positions, scale: Scale | Callable[[], Scale]
+) -> None:
+    """δ of nodes that keep apart what they receive: that, less how their prediction has changed since the start."""
+    names, goal = named(node.names, rows), node.part("delta", rows)
+    error, delta = read(node.part("displacement", rows), operations, names), goal.cell.read()
+    if node.changes and not memory.task.learns_forward:
+        before, prediction = (read(node.part(n, rows), operations, names) for n in ("forward_prediction", "prediction"))
+        change = partial(torch.sub, before.read(), prediction.read(), out=delta)
+        operations += [Operation("change", change, names), Operation("error", partial(delta.add_, error.read()), names)]
+        error = Cell(delta)
+    if callable(scale):
+        operations.append(Operation("weigh", partial(_weigh_into, delta, error.read(), scale), names))
+    else:
+        operations.append(Operation("weigh", partial(torch.mul, error.read(), scale, out=delta), names))
+    goal.scatter(operations, names)
 
 
 def scale_of(
@@ -75,6 +95,10 @@ def _own_scale(nodes: Sequence[Node], factors: Sequence[float], dtype: torch.dty
 
 def _weigh(delta: Tensor, scale: Callable[[], Scale]) -> None:
     delta.mul_(scale())
+
+
+def _weigh_into(delta: Tensor, error: Tensor, scale: Callable[[], Scale]) -> None:
+    torch.mul(error, scale(), out=delta)
 
 
 def each(

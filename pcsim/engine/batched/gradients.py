@@ -160,9 +160,8 @@ def _precision(node: NodeMemory, row: int, schedule: float, found: Found) -> Non
     own = node.group.nodes[row]
     learned = own.log_precision
     assert learned is not None
-    value, prediction = (node.tensor(name)[row].contiguous() for name in ("value", "prediction"))
     factor = schedule * own.energy_weight * learned.detach().exp()
-    found.add(learned, precision_gradient(own, value, prediction, factor))
+    found.add(learned, precision_gradient(own, *node.compared(row), factor))
 
 
 def _rows_by_factor(memory: Memory, mask: Mask, factors: Factors) -> Iterator[tuple[EdgeMemory, Positions, float]]:

@@ -100,6 +100,7 @@ class NodeGroup:
         nodes: the nodes.
         given: whether they are clamped in full.
         deterministic: whether their value is their prediction.
+        received: whether what they receive is kept apart from their value (SPEC §7).
         chain: their transfer; None if it, or how they combine, goes through autograd (a group of one then).
     """
 
@@ -107,6 +108,7 @@ class NodeGroup:
     nodes: list[Node]
     given: bool
     deterministic: bool
+    received: bool
     chain: list[Link] | None
 
     @property
@@ -204,6 +206,7 @@ def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
             node.name in clamping.full,
             node.name in clamping.partial,
             bool(wiring.deterministic[position]),
+            bool(plan.received[position]),
             node.predicted,
             node.name in clamping.cyclic,
             node.shape,
@@ -217,8 +220,9 @@ def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
     for members in groups.values():
         members.sort(key=lambda p: (first[p], level[p], p))
         nodes = [wiring.nodes[p] for p in members]
-        given, inner = nodes[0].name in clamping.full, bool(wiring.deterministic[members[0]])
-        found.append(NodeGroup(np.array(members, np.intp), nodes, given, inner, chains[members[0]]))
+        given, first_of = nodes[0].name in clamping.full, members[0]
+        kinds = bool(wiring.deterministic[first_of]), bool(plan.received[first_of])
+        found.append(NodeGroup(np.array(members, np.intp), nodes, given, *kinds, chains[first_of]))
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pcsim.engine.batched.edges import EdgeMemory
+from pcsim.engine.batched.edges import Activity, EdgeMemory
 from pcsim.engine.batched.groups import Groups
 from pcsim.engine.batched.nodes import NodeMemory
 from pcsim.engine.batched.places import Arena
@@ -29,6 +29,8 @@ class Memory:
     def __init__(self, plan: Plan, groups: Groups, arena: Arena) -> None:
         self.plan, self.task, self.wiring, self.arena = plan, plan.task, plan.wiring, arena
         self.batch: Batch | None = None
+        self.activity: Activity = "forward" if plan.task.held else "present"
+        """What edges read during the relaxation, for their predictions and Jacobians."""
         layout = _layouts(groups)
         self.nodes = [
             NodeMemory(group, plan, arena, ("node", place), layout[place], self.at_hand)
@@ -57,12 +59,25 @@ class Memory:
                 yield memory, rows
 
     def edge_rows(self, mask: Mask) -> Iterator[tuple[EdgeMemory, Positions]]:
-        """Each group of edges with those of its rows that are in a mask, in parts that fit a cache."""
+        """Each group of edges with those of its rows that are in a mask, in parts that fit a cache.
+
+        Those whose sources keep what they receive apart come by whether the sources have moved: a value that has not
+        is that of the forward pass.
+        """
         for memory in self.edges:
-            rows = memory.group.rows(mask)
-            if len(rows):
-                for part in memory.parts(rows):
-                    yield memory, part
+            rows, source = memory.group.rows(mask), memory.source
+            moved = source.moved[memory.group.source_rows[rows]]
+            alike = [rows[moved], rows[~moved]] if source.group.received else [rows]
+            for some in alike:
+                if len(some):
+                    for part in memory.parts(some):
+                        yield memory, part
+
+    def compile_after(self, moved: Mask, *, fresh: bool = False) -> None:
+        """Say which nodes have moved where what is compiled next runs, and whether displacements are still empty."""
+        for node in self.nodes:
+            node.moved = moved[node.group.positions]
+            node.fresh = ~node.moved & (fresh and node.group.received)
 
 
 def _layouts(groups: Groups) -> list[torch.memory_format]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from pcsim.engine.batched import operations as do
@@ -46,8 +47,8 @@ def send(
         dtype: a lower precision for the products; None for that of the values.
         direct: add rate · message to the values.
     """
-    goal, factor = ("value", memory.task.relaxation.rate) if direct else ("descent", 1.0)
     for edge, rows in memory.edge_rows(message):
+        goal, factor = (edge.source.moving, memory.task.relaxation.rate) if direct else ("descent", 1.0)
         _send(memory, operations, edge, rows, goal, factor, learn, dtype)
 
 
@@ -63,26 +64,43 @@ def _send(
 ) -> None:
     names = named(edge.names, rows)
     goal = edge.source.part(name, edge.group.source_rows[rows])
+    over = name == "displacement" and _first_to_write(operations, edge.source, edge.group.source_rows[rows])
     if edge.trace is not None:
         delta, cell = delta_after(memory, operations, edge, rows, 0, dtype), edge.message_cell(0, rows)
         learns = bool(learn[memory.wiring.target[edge.group.positions[0]]])
         operations.append(Operation("message", partial(vjp, edge.trace, delta, [cell], learns), names))
-        goal.add(operations, "add message", cell, factor, names)
+        goal.add(operations, "add message", cell, factor, names, over=over)
         return
     delta = delta_after(memory, operations, edge, rows, 0, dtype)
     if not edge.chain:
-        goal.add(operations, "add message", delta, factor, names)
+        goal.add(operations, "add message", delta, factor, names, over=over)
         return
     kernel, call = edge.chain[0].kernel, edge.weights.call(0, rows, operations)
     title = f"message {type(kernel).__name__}"
     if kernel.adds and goal.index is None and dtype is None:
-        operations.append(Operation(title, do.add_message(kernel, call, delta, goal.cell.read(), factor), names))
+        add = do.add_message(kernel, call, delta, goal.cell.read(), factor, over=over)
+        operations.append(Operation(title, add, names))
         return
-    value = content(edge.activity("present", rows), operations, names, kernel.reads == "input")
+    value = content(edge.activity(memory.activity, rows), operations, names, kernel.reads == "input")
     output = content(edge.place(1, rows), operations, names, kernel.reads == "output")
     cell = edge.message_cell(0, rows)
     operations.append(Operation(title, _back(kernel, call, delta, value, output, cell, dtype), names))
-    goal.add(operations, "add message", cell, factor, names)
+    goal.add(operations, "add message", cell, factor, names, over=over)
+
+
+def _first_to_write(operations: list[Operation], node: NodeMemory, rows: Positions) -> bool:
+    """Whether nothing has been written into these rows' displacement, so that the first message may be.
+
+    Where that holds of some of them only, those are set to zero, to be added to like the others.
+    """
+    fresh = rows[node.fresh[rows]]
+    node.fresh[rows] = False
+    if len(fresh) == len(rows) == len(np.unique(rows)):
+        return True
+    if len(fresh):
+        empty = np.unique(fresh)
+        zero(operations, node.part("displacement", empty), named(node.names, empty))
+    return False
 
 
 def _back(
@@ -125,7 +143,7 @@ def own_pull(memory: Memory, operations: list[Operation], phase: Phase, *, direc
         names = named(node.names, rows)
         if node.node.energy_function.gaussian:
             delta = read(node.part("delta", rows), operations, names)
-            name, factor = ("value", -memory.task.relaxation.rate) if direct else ("descent", -1.0)
+            name, factor = (node.moving, -memory.task.relaxation.rate) if direct else ("descent", -1.0)
             node.part(name, rows).add(operations, "own error", delta, factor, names)
         else:
             scale = scale_of(memory, node, rows, phase, learning=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,10 @@ class NodeMemory:
             self.tensors["prediction"] = self._scratch("prediction") if separate else self._new()
             self.tensors["forward_prediction"] = self._new() if separate else self.tensors["prediction"]
         self.tensors["value"] = self.tensors["prediction"] if group.deterministic else self._new()
+        if group.received:
+            self.tensors["displacement"] = self._new()
+        self.moved = self.fresh = np.zeros(len(group.nodes), bool)
+        """Of what is compiled now: rows that have moved before, and rows whose displacement holds nothing yet."""
         self.copies: list[tuple[Tensor, Tensor]] = []
         """What is kept of the start, and what it is copied from."""
         if node.predicted and self.tensors["forward_prediction"] is not self.tensors["prediction"]:
@@ -87,7 +92,28 @@ class NodeMemory:
     @property
     def reads_prediction_at_start(self) -> bool:
         """Whether the nodes' forward prediction serves as their value until the start is over."""
-        return self.starts_forward and not self.group.deterministic and not self.partial
+        group = self.group
+        return self.starts_forward and not (group.deterministic or group.received or self.partial)
+
+    @property
+    def changes(self) -> bool:
+        """Whether the present prediction lies apart from that of the start, since it may be evaluated again."""
+        return self.tensors["prediction"] is not self.tensors["forward_prediction"]
+
+    def compared(self, row: int) -> tuple[Tensor, Tensor]:
+        """Value and prediction of a node, (batch, *shape); its error and zero where that is kept apart."""
+        prediction = self.tensors["prediction"][row].contiguous()
+        if not self.group.received:
+            return self.tensors["value"][row].contiguous(), prediction
+        error = self.tensors["displacement"][row].contiguous()
+        if self.changes:
+            error = error + (self.tensors["forward_prediction"][row] - prediction)
+        return error, torch.zeros_like(error)
+
+    @property
+    def moving(self) -> str:
+        """Name of the tensor that moves as the nodes do."""
+        return "displacement" if self.group.received else "value"
 
     def _evaluate(self, inputs: Sequence[Tensor]) -> Tensor:
         if not inputs:

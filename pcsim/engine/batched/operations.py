@@ -46,11 +46,13 @@ def rounded_message(
     goal.write(kernel.message(lower, given, before.to(dtype), output.read(), None).to(before.dtype))
 
 
-def add_message(kernel: Kernel[Any], call: Call, delta: Cell, goal: Tensor, factor: float) -> Callable[[], object]:
-    """Adds a kernel's message straight to where it goes."""
+def add_message(
+    kernel: Kernel[Any], call: Call, delta: Cell, goal: Tensor, factor: float, *, over: bool
+) -> Callable[[], object]:
+    """Adds a kernel's message straight to where it goes, or writes it over what is there."""
     if delta.fixed:
-        return partial(kernel.add_message, call, delta.read(), goal, factor)
-    return lambda: kernel.add_message(call, delta.read(), goal, factor)
+        return partial(kernel.add_message, call, delta.read(), goal, factor, over=over)
+    return lambda: kernel.add_message(call, delta.read(), goal, factor, over=over)
 
 
 def take(goal: Cell, original: Cell) -> None:

@@ -118,8 +118,21 @@ class Part:
             call = partial(self.stack.index_copy_, 0, self.index, self.cell.read())
             operations.append(Operation("scatter", call, members))
 
-    def add(self, operations: list[Operation], name: str, addend: Cell, factor: float, members: Sequence[str]) -> None:
-        """Add factor · addend; rows that occur twice are added to twice."""
+    def add(
+        self,
+        operations: list[Operation],
+        name: str,
+        addend: Cell,
+        factor: float,
+        members: Sequence[str],
+        *,
+        over: bool = False,
+    ) -> None:
+        """Add factor · addend, or write it over what is there; rows that occur twice are added to twice."""
+        if over:
+            operations.append(Operation(name, partial(_write, self.cell.read(), addend, factor), members))
+            self.scatter(operations, members)
+            return
         if self.index is not None:
             call: Callable[[], object] = partial(_scatter_add, self.stack, self.index, addend, factor)
         elif addend.fixed:
@@ -153,11 +166,22 @@ def run_of(positions: Positions) -> tuple[int, int] | None:
     return None
 
 
+def runs_of(positions: Positions) -> list[tuple[int, int]]:
+    """First row and the one after the last of each run of rows that follow each other."""
+    ordered = np.sort(positions)
+    runs = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1)
+    return [(int(run[0]), int(run[-1]) + 1) for run in runs]
+
+
 def _scatter_add(goal: Tensor, index: Tensor, addend: Cell, factor: float) -> None:
     tensor = addend.read()
     if tensor.untyped_storage().data_ptr() == goal.untyped_storage().data_ptr():
         tensor = tensor.clone()  # what an identity contributes may be other rows of this very stack
     goal.index_add_(0, index, tensor, alpha=factor)
+
+
+def _write(goal: Tensor, addend: Cell, factor: float) -> None:
+    torch.mul(addend.read(), factor, out=goal)
 
 
 def _add(goal: Tensor, addend: Cell, factor: float) -> None:

@@ -120,6 +120,18 @@ def zero(operations: list[Operation], place: Part | Cell, names: Sequence[str]) 
     place.scatter(operations, names)
 
 
+def form(memory: Memory, operations: list[Operation], nodes: Mask) -> None:
+    """Values of nodes that have moved, put together from their forward prediction and what they have received."""
+    for node, rows in memory.node_rows(nodes):
+        if not node.group.received:
+            continue
+        names, goal = named(node.names, rows), node.part("value", rows)
+        parts = [node.part(name, rows) for name in ("forward_prediction", "displacement")]
+        first, second = (read(part, operations, names).read() for part in parts)
+        operations.append(Operation("form value", partial(torch.add, first, second, out=goal.cell.read()), names))
+        goal.scatter(operations, names)
+
+
 def nudge(memory: Memory, node: NodeMemory) -> None:
     """Put a target a part of the way from its forward prediction to what is given."""
     value = node.tensor("value")

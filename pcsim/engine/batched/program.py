@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 
 import attrs
@@ -10,19 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.batched import errors, messages
 from pcsim.engine.batched.edges import Activity, EdgeMemory
 from pcsim.engine.batched.gradients import Found, learn
 from pcsim.engine.batched.groups import Groups
 from pcsim.engine.batched.memory import Memory
 from pcsim.engine.batched.nodes import NodeMemory
-from pcsim.engine.batched.places import Arena, Operation, read
-from pcsim.engine.batched.predict import nudge, predict
+from pcsim.engine.batched.places import Arena, Operation, read, runs_of
+from pcsim.engine.batched.predict import form, nudge, predict
 from pcsim.engine.batched.weights import Stack
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.plan import Plan
-from pcsim.engine.planning.wiring import Mask, Positions
-from pcsim.engine.problem import Batch, Gradients, Record, State, record
+from pcsim.engine.planning.wiring import Factors, Mask, Positions
+from pcsim.engine.problem import Batch, Gradients, Record, State, Values, record
 from pcsim.graph.statistics import frozen_statistics
 
 FIRST: Positions = np.zeros(1, np.intp)
@@ -53,6 +55,8 @@ class Program:
         self._task, self._wiring = plan.task, plan.wiring
         self._memory, self._message_dtype = Memory(plan, groups, arena), message_dtype
         self._direct = direct_moves and self._may_move_directly()
+        # Otherwise displacements start at zero, so that they may be read and added to at any time.
+        self._writes_first = self._direct and not self._task.record
         self._found = Found()
         self.largest = messages.Largest()
         self.start = self._compile_start()
@@ -61,6 +65,8 @@ class Program:
         # What a run calls again and again, without looking it up in its operation each time.
         self.calls = [tuple([operation.call for operation in part] for part in step) for step in self.steps]
         self._views = self._state_views()
+        self._valued: dict[int, tuple[Mapping[str, Tensor], dict[str, Tensor]]] = {}
+        self._checked: dict[int, list[Tensor]] = {}
         self._closing: dict[int, list[Operation]] = {}
         self._learning: dict[int, list[Operation]] = {}
         self._stacks: list[Stack] = []
@@ -73,10 +79,14 @@ class Program:
     def _may_move_directly(self) -> bool:
         """Whether messages may be added to values at once, while other messages still wait to be computed."""
         relaxation = self._task.relaxation
-        plain = relaxation.plain and relaxation.tolerance is None and not self._task.learns_each_step
+        plain = relaxation.plain and relaxation.tolerance is None and not self._learns_on_the_way
         gaussian = bool(self._wiring.gaussian[self._wiring.free].all())
         read_late = any(edge.chain and edge.chain[0].kernel.reads == "input" for edge in self._memory.edges)
         return plain and gaussian and not read_late
+
+    @property
+    def _learns_on_the_way(self) -> bool:
+        return any(bool(phase.learn.any()) for phase in self.plan.phases)
 
     # Start
 
@@ -105,6 +115,8 @@ class Program:
                 copy = partial(node.tensor("value").copy_, node.tensor("prediction"))
                 operations.append(Operation("copy", copy, node.names))
         for node in memory.nodes:
+            if node.group.received and not self._writes_first:
+                operations.append(Operation("zero", node.tensor("displacement").zero_, node.names))
             for kept, original in node.copies:
                 operations.append(Operation("keep", partial(kept.copy_, original), node.names))
         if self._task.nudged:
@@ -129,11 +141,16 @@ class Program:
 
     def _compile_step(self, phase: Phase) -> tuple[list[Operation], list[Operation]]:
         """What brings predictions up to date, and what follows from them."""
-        memory, each_step = self._memory, self._task.learns_each_step
+        memory = self._memory
+        memory.compile_after(phase.moved, fresh=self._writes_first)
         predictions: list[Operation] = []
-        predict(memory, predictions, phase.refresh, phase.predict, "present")
+        form(memory, predictions, phase.form)
+        predict(memory, predictions, phase.refresh, phase.predict, memory.activity)
         operations: list[Operation] = []
-        learning = phase.learn if each_step else self._learns_from_sent
+        factors = self._factors_on_the_way(phase)
+        if phase.learn.any() and factors is None:
+            self._learn_apart(operations, phase)
+        learning = self._learns_from_sent if factors is None else self._learns_from_sent | phase.learn
         errors.compare(memory, operations, phase, learning=False)
         if not self._direct:
             for node, rows in memory.node_rows(phase.move):
@@ -145,16 +162,46 @@ class Program:
         messages.relay(memory, operations, phase, learning, self._message_dtype)
         to_free = phase.message & self._wiring.free[self._wiring.source]
         messages.send(memory, operations, to_free, learning, self._message_dtype, direct=self._direct)
-        if each_step:
-            learn(memory, operations, self._found, phase, "present", np.ones(len(phase.active)), phase.message)
+        if factors is not None:
+            learn(memory, operations, self._found, phase, memory.activity, factors, phase.message)
         self._move(operations, phase)
         return predictions, operations
+
+    def _factors_on_the_way(self, phase: Phase) -> Factors | None:
+        """By what the errors sent at a step are to be multiplied to give those that it teaches; None if unknown."""
+        if self._task.learns_each_step:
+            return np.ones(len(phase.active))
+        if not phase.learn.any():
+            return None
+        wiring, teaching = self._wiring, phase.learn & self._wiring.energetic
+        sent = phase.schedule * wiring.own_precision
+        through = wiring.any_of(wiring.between & (phase.learn & wiring.deterministic)[wiring.source], wiring.target)
+        alike = np.unique(sent[through & (phase.active | phase.relay)])
+        usual = type(self._task.rule).delta is LearningRule.delta
+        strays = through & (phase.active | phase.relay) & ~phase.learn
+        if not usual or strays.any() or len(alike) > 1 or not (np.abs(sent[teaching]) > 0).all():
+            return None
+        factors = np.full(len(sent), 1 / alike[0] if len(alike) else 1.0)
+        factors[teaching] = 1 / sent[teaching]
+        return factors
+
+    def _learn_apart(self, operations: list[Operation], phase: Phase) -> None:
+        """What the errors that arrive at a step teach, precision left out, from δ computed for this alone."""
+        memory, wiring = self._memory, self._wiring
+        teaching = phase.learn & wiring.energetic
+        relay = wiring.upstream(teaching) & wiring.learns
+        message = (teaching | relay)[wiring.target] & relay[wiring.source]
+        apart = attrs.evolve(phase, active=teaching, relay=relay, message=message, learn=teaching | relay)
+        errors.compare(memory, operations, apart, learning=True)
+        errors.pull(memory, operations, teaching, apart.learn)
+        messages.relay(memory, operations, apart, apart.learn, None)
+        learn(memory, operations, self._found, apart, memory.activity, np.ones(len(teaching)), message)
 
     def _move(self, operations: list[Operation], phase: Phase) -> None:
         for node, rows in self._memory.node_rows(phase.move):
             if not self._direct:
                 velocity = None if self._task.relaxation.plain else node.part("velocity", rows)
-                parts = node.part("value", rows), node.part("descent", rows), velocity
+                parts = node.part(node.moving, rows), node.part("descent", rows), velocity
                 move = partial(messages.displace, self._memory, node, *parts, self.largest)
                 operations.append(Operation("move", move, node.names))
             elif node.partial:
@@ -169,7 +216,9 @@ class Program:
         """Operations that bring every prediction up to date with the last step."""
         if steps not in self._closing:
             self._closing[steps] = []
-            predict(self._memory, self._closing[steps], *self.plan.closing(steps), "present")
+            self._memory.compile_after(self.plan.moved(steps))
+            form(self._memory, self._closing[steps], self.plan.unformed(steps))
+            predict(self._memory, self._closing[steps], *self.plan.closing(steps), self._memory.activity)
             self._bring_new_stacks()
         return self._closing[steps]
 
@@ -178,7 +227,9 @@ class Program:
         if steps not in self._learning:
             memory, phase = self._memory, self.plan.learning(steps)
             operations: list[Operation] = []
-            activity: Activity = "forward" if self._task.rule.at_forward else "present"
+            memory.compile_after(self.plan.moved(steps))
+            activity = self._activity_learned_from
+            form(memory, operations, phase.form)
             predict(memory, operations, phase.refresh, phase.predict, activity)
             sent = self.plan.lasting_errors
             anew = attrs.evolve(phase, active=phase.active & np.isnan(sent))
@@ -218,37 +269,52 @@ class Program:
         self._found.clear()
         return gradients
 
+    @property
+    def _activity_learned_from(self) -> Activity:
+        return "forward" if self._task.learns_forward or self._task.rule.at_arrival else "present"
+
     # What a run leaves
 
     def record(self, step: int) -> Record:
         """Energies and errors of this state, and F_t with this step's precision."""
 
-        def of(name: str, node: str) -> Tensor:
-            memory, row = self._memory.rows[node]
-            return memory.tensor(name)[row]
+        def compared(name: str) -> tuple[Tensor, Tensor]:
+            memory, row = self._memory.rows[name]
+            return memory.compared(row)
 
-        return record(self._task, self._memory.at_hand(), step, partial(of, "value"), partial(of, "prediction"))
+        return record(self._task, self._memory.at_hand(), step, compared)
 
-    def finite(self) -> bool:
+    def finite(self, steps: int) -> bool:
         """Whether every value that moved is finite, and small enough for its square to be."""
-        moving = [n.tensor("value") for n in self._memory.nodes if not (n.group.given or n.group.deterministic)]
-        norms = [torch.linalg.vector_norm(value) for value in moving]
+        norms = [torch.linalg.vector_norm(tensor) for tensor in self._moving(steps)]
         return not norms or math.isfinite((norms[0] if len(norms) == 1 else torch.stack(norms).max()).item())
 
-    def lost(self) -> str:
+    def _moving(self, steps: int) -> list[Tensor]:
+        """What values of free nodes are made of after so many steps."""
+        if steps not in self._checked:
+            moving = (n for n in self._memory.nodes if not (n.group.given or n.group.deterministic))
+            checked = [n.tensor("forward_prediction" if n.group.received else "value") for n in moving]
+            self._checked[steps] = checked
+            for node, rows in self._memory.node_rows(self.plan.moved(steps) & self.plan.received):
+                checked += [node.tensor("displacement")[slice(*run)] for run in runs_of(rows)]
+        return self._checked[steps]
+
+    def lost(self, steps: int) -> str:
         """Name of a node whose value is not finite, or too large."""
-        norms = ((name, torch.linalg.vector_norm(value)) for name, value in self._views[0].items())
+        norms = ((name, torch.linalg.vector_norm(value)) for name, value in self._values(steps)[0].items())
         return next((name for name, norm in norms if not bool(torch.isfinite(norm))), "unknown")
 
     def update_statistics(self, steps: int) -> None:
         """Evaluate the modules that keep statistics once more, on the activity that they saw last, and let them."""
-        if self._task.learns_each_step:  # values and weights have moved on since the last step's predictions
-            self._bring_weights()
+        activity = self._activity_learned_from
+        if activity == "present":
+            if self._task.learns_each_step:  # weights have moved on since the last step's predictions
+                self._bring_weights()
             with frozen_statistics(self._task.fingerprint.normalising):
                 for operation in self.closing(steps):
                     operation.call()
+        self._memory.compile_after(self.plan.moved(steps))
         keeping = {id(module) for module in self._task.fingerprint.normalising}
-        activity: Activity = "forward" if self._task.rule.at_forward else "present"
         for edge in self._memory.edges:
             self._count_edge(edge, keeping, activity)
         for node in self._memory.nodes:
@@ -279,18 +345,36 @@ class Program:
         views: tuple[dict[str, Tensor], ...] = ({}, {}, {})
         for node in self._wiring.nodes:
             memory, row = self._memory.rows[node.name]
-            for name, of in zip(("value", "forward_value", "forward_prediction"), views, strict=True):
+            value = "forward_prediction" if memory.group.received else "value"
+            for name, of in zip((value, "forward_value", "forward_prediction"), views, strict=True):
                 if name in memory.tensors:
                     of[node.name] = memory.tensors[name][row]
         return views[0], views[1], views[2]
 
+    def _values(self, steps: int) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
+        """Values by node name after so many steps, and the displacements that are kept apart."""
+        if steps not in self._valued:
+            moved: dict[str, Tensor] = {}
+            still: dict[str, Tensor] = {}
+            for position in np.flatnonzero(self.plan.received).tolist():
+                name = self._wiring.nodes[position].name
+                memory, row = self._memory.rows[name]
+                displacement = memory.tensor("displacement")[row]
+                if self.plan.moved(steps)[position]:
+                    moved[name] = displacement
+                else:
+                    still[name] = displacement.new_zeros(()).expand_as(displacement)
+            self._valued[steps] = Values(self._views[0], moved), {**moved, **still}
+        return self._valued[steps]
+
     def holds(self, state: State) -> bool:
         """Whether a state's tensors are those of this program."""
-        return state.value is self._views[0]
+        return state.forward_value is self._views[1]
 
     def state(self, batch: Batch, steps: int) -> State:
         """Views of the tensors, by node name; the next run of this program overwrites them."""
-        return State(self._task, batch, *self._views, steps=steps)
+        value, displacement = self._values(steps)
+        return State(self._task, batch, value, self._views[1], self._views[2], displacement, steps)
 
     def __str__(self) -> str:
         lines = [str(self.groups), "start:", *self._stacked(), *(f"  {each}" for each in self.start)]

@@ -73,8 +73,10 @@ class Kernel(ABC, Generic[M]):
     def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """(∂output/∂value)ᵀ delta, of the value's shape (SPEC §2); ``out`` as in ``forward``."""
 
-    def add_message(self, call: Call, delta: Tensor, goal: Tensor, factor: float) -> None:
-        """Add factor · message straight to ``goal``; only where the kernel ``adds``, and ``reads`` nothing."""
+    def add_message(self, call: Call, delta: Tensor, goal: Tensor, factor: float, *, over: bool = False) -> None:
+        """Add factor · message straight to ``goal``, or write it ``over`` whatever is there; only where the kernel
+        ``adds``, and ``reads`` nothing.
+        """
         raise NotImplementedError(f"{type(self).__name__} adds no messages")
 
     def gradients(self, call: Call, delta: Tensor, value: Tensor, factor: float, out: Mapping[str, Tensor]) -> None:

@@ -36,9 +36,10 @@ class Linear(Kernel[nn.Linear]):
         """Delta · W, (k?, batch, in features)."""
         return torch.matmul(delta, call.weights["weight"], out=out)
 
-    def add_message(self, call: Call, delta: Tensor, goal: Tensor, factor: float) -> None:
+    def add_message(self, call: Call, delta: Tensor, goal: Tensor, factor: float, *, over: bool = False) -> None:
         """Add factor · delta · W."""
-        (goal.addmm_ if goal.dim() == 2 else goal.baddbmm_)(delta, call.weights["weight"], alpha=factor)
+        add, kept = goal.addmm_ if goal.dim() == 2 else goal.baddbmm_, 0 if over else 1
+        add(delta, call.weights["weight"], beta=kept, alpha=factor)
 
     def gradients(self, call: Call, delta: Tensor, value: Tensor, factor: float, out: Mapping[str, Tensor]) -> None:
         """Write factor · deltaᵀ value for the weights and factor · Σ delta for the bias."""

@@ -29,6 +29,8 @@ class Phase:
         message: edges that feed back.
         learn: nodes whose incoming edges (and own parameters) learn.
         move: nodes that move.
+        moved: nodes that have moved before.
+        form: nodes whose value is read, and has moved since it was last put together from what they received.
         schedule: the precision schedule's value at each node; 0 where it is not active.
     """
 
@@ -39,11 +41,13 @@ class Phase:
     message: Mask
     learn: Mask
     move: Mask
+    moved: Mask
+    form: Mask
     schedule: Factors
 
     def key(self) -> bytes:
         """Equal for phases that compute the same."""
-        masks = (self.refresh, self.predict, self.active, self.relay, self.message, self.learn, self.move)
+        masks = [mask for mask in attrs.astuple(self, recurse=False) if mask.dtype == bool]
         return b"".join(np.packbits(mask).tobytes() for mask in masks) + self.schedule.tobytes()
 
 
@@ -54,6 +58,7 @@ class Liveness:
     Args:
         live: nodes whose error may differ from zero.
         moved: nodes that have moved since the start.
+        formed: nodes that have moved and whose value has been put together since.
         stale: edges whose source or weights have changed since their contribution was evaluated.
         stale_node: nodes whose transfer's weights have changed since their prediction was.
         refreshed: edges that have been evaluated again since the start.
@@ -62,6 +67,7 @@ class Liveness:
 
     live: Mask
     moved: Mask
+    formed: Mask
     stale: Mask
     stale_node: Mask
     refreshed: Mask
@@ -71,11 +77,13 @@ class Liveness:
 def at_start(wiring: Wiring) -> Liveness:
     """What holds after the feed-forward start."""
     nodes, edges = np.zeros(len(wiring.nodes), bool), np.zeros(len(wiring.edges), bool)
-    return Liveness(wiring.live_at_start, nodes, edges, nodes, edges, nodes)
+    return Liveness(wiring.live_at_start, nodes, nodes, edges, nodes, edges, nodes)
 
 
 def refresh(wiring: Wiring, before: Liveness, read: Mask, *, leave_out: bool = True) -> tuple[Mask, Mask, Liveness]:
     """Edges and nodes to evaluate again so that the predictions of ``read`` are fresh, and what holds once they are."""
+    if wiring.held:
+        return np.zeros(len(wiring.edges), bool), np.zeros(len(wiring.nodes), bool), before
     upstream, stale, everything = wiring.upstream(read), before.stale, not leave_out
     edges, nodes = np.zeros(len(wiring.edges), bool), np.zeros(len(wiring.nodes), bool)
     for generation, into in wiring.generations:
@@ -104,33 +112,55 @@ def take_step(
     schedule = _schedule(task, wiring, step, before.live & weighing if leave_out else wiring.energetic)
     live = before.live & weighing & (wiring.energy_weight != 0) & (schedule != 0)
     active = live if leave_out else wiring.energetic
-    edges, nodes, fresh = refresh(wiring, before, before.live | active if task.record else active, leave_out=leave_out)
-    hears = wiring.hears | wiring.learns if task.learns_each_step else wiring.hears
+    learns = task.learns_each_step or task.rule.at_arrival
+    teaching = _arriving(wiring, before, step) if task.rule.at_arrival else np.zeros_like(live)
+    read = active | teaching | (before.live if task.record else teaching)
+    edges, nodes, fresh = refresh(wiring, before, read, leave_out=leave_out)
+    hears = wiring.hears | wiring.learns if learns else wiring.hears
     relay = wiring.upstream(active) & hears
     message = (active | relay)[wiring.target] & (wiring.hears | relay)[wiring.source]
     move = _moving(task, wiring, fresh, live)
-    learn = live | wiring.upstream(live) if task.learns_each_step else np.zeros_like(live)
+    learn = wiring.with_upstream(live if task.learns_each_step else teaching)
+    form = forming(wiring, before, edges, learn)
     moving = move if leave_out else wiring.free
-    phase = Phase(edges, nodes, active, relay, message, learn, moving, schedule * active)
-    return phase, _after(task, wiring, fresh, move, learn)
+    phase = Phase(edges, nodes, active, relay, message, learn, moving, before.moved, form, schedule * active)
+    return phase, _after(task, wiring, attrs.evolve(fresh, formed=before.formed | form), move, learn)
+
+
+def _arriving(wiring: Wiring, before: Liveness, step: int) -> Mask:
+    """Nodes at which the error arrives at a step, and teaches (SPEC §4, arrival)."""
+    arriving: Mask = before.live & wiring.energetic & (wiring.energy_weight != 0) & (wiring.level == step)
+    return arriving
+
+
+def forming(wiring: Wiring, before: Liveness, edges: Mask, learn: Mask) -> Mask:
+    """Nodes whose value has to be put together: edges that are evaluated, or learn, read it."""
+    read = wiring.any_of(edges | learn[wiring.target], wiring.source)
+    unformed: Mask = read & before.moved & ~before.formed
+    return unformed
 
 
 def learning(wiring: Wiring, task: Task, before: Liveness) -> Phase:
     """What the learning rule computes after the relaxation."""
     if task.record:
         *_, before = refresh(wiring, before, before.live)
-    live = wiring.live_at_start | before.moved if task.rule.at_forward else before.live
+    if task.rule.at_arrival:  # what errors teach that were sent already; the plan says which
+        edges, nodes = np.zeros(len(wiring.edges), bool), np.zeros(len(wiring.nodes), bool)
+        return Phase(edges, nodes, nodes, nodes, edges, nodes, nodes, before.moved, nodes, np.zeros(len(nodes)))
+    live = wiring.live_at_start | before.moved if task.learns_forward else before.live
     active = live & wiring.energetic & (wiring.energy_weight != 0)
     upstream = wiring.upstream(active)
     relay = upstream & wiring.learns
-    if task.rule.at_forward:
+    if task.learns_forward:
         edges = before.refreshed & (active | upstream)[wiring.target]
         nodes = wiring.any_of(edges, wiring.target)
     else:
         edges, nodes, _ = refresh(wiring, before, active)
     message = (active | relay)[wiring.target] & relay[wiring.source]
-    nowhere = np.zeros_like(active)
-    return Phase(edges, nodes, active, relay, message, active | relay, nowhere, np.ones(len(active)) * active)
+    nowhere, learn = np.zeros_like(active), active | relay
+    form = nowhere if task.learns_forward else forming(wiring, before, edges, learn)
+    ones = np.ones(len(active)) * active
+    return Phase(edges, nodes, active, relay, message, learn, nowhere, before.moved, form, ones)
 
 
 def _schedule(task: Task, wiring: Wiring, step: int, nodes: Mask) -> Factors:
@@ -155,16 +185,17 @@ def _moving(task: Task, wiring: Wiring, before: Liveness, active: Mask) -> Mask:
 
 
 def _after(task: Task, wiring: Wiring, before: Liveness, move: Mask, learn: Mask) -> Liveness:
-    changed, changed_nodes = move[wiring.source], np.zeros_like(move)
+    changed, changed_nodes = move[wiring.source] & (not wiring.held), np.zeros_like(move)
     if task.learns_each_step:
         learned = wiring.learned(learn)
         changed = changed.copy()
         changed[wiring.edge_user[learned[wiring.edge_used]]] = True
-        changed_nodes[wiring.node_user[learned[wiring.node_used]]] = True
+        changed_nodes[wiring.transfer_user[learned[wiring.transfer_used]]] = True
     return attrs.evolve(
         before,
         live=before.live | wiring.downstream(changed, changed_nodes) | (move & wiring.energetic),
         moved=before.moved | move,
+        formed=before.formed & ~move,
         stale=before.stale | changed,
         stale_node=before.stale_node | changed_nodes,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import attrs
 import numpy as np
 
 from pcsim.dynamics.learning import LearningRule
@@ -44,6 +45,13 @@ class Plan:
             # Only a relaxation that may stop early is ever asked what holds before its end.
             self._between = [*self._between, now] if task.relaxation.tolerance is not None else [now]
         self._shares_errors = lasting_errors
+        self._leave_late_learning()
+
+    def _leave_late_learning(self) -> None:
+        """What an error that lasts will teach after the relaxation need not be learned during it."""
+        if self.task.rule.at_arrival:
+            now = self.wiring.energetic & np.isnan(self.lasting_errors)
+            self.phases = [attrs.evolve(p, learn=self.wiring.with_upstream(p.learn & now)) for p in self.phases]
 
     def _after(self, steps: int | None) -> liveness.Liveness:
         """What holds after so many steps, all by default."""
@@ -57,13 +65,31 @@ class Plan:
 
     def learning(self, steps: int | None = None) -> Phase:
         """What the learning rule computes after ``steps`` steps (all by default)."""
-        return liveness.learning(self.wiring, self.task, self._after(steps))
+        phase = liveness.learning(self.wiring, self.task, self._after(steps))
+        return attrs.evolve(phase, learn=~np.isnan(self.lasting_errors)) if self.task.rule.at_arrival else phase
+
+    def moved(self, steps: int | None = None) -> Mask:
+        """Nodes that have moved within so many steps (all by default)."""
+        return self._after(steps).moved
+
+    def unformed(self, steps: int | None = None) -> Mask:
+        """Nodes whose value has to be put together from what they have received within so many steps."""
+        now = self._after(steps)
+        unformed: Mask = now.moved & ~now.formed
+        return unformed
+
+    @cached_property
+    def received(self) -> Mask:
+        """Nodes whose error is what they have received, kept apart from the value: predicted once, at the start."""
+        if not self.leave_out or not _usual(self.task.rule):
+            return np.zeros(len(self.wiring.nodes), bool)
+        return self.wiring.displaced & ~self._after(None).predicted
 
     @cached_property
     def rewritten(self) -> Mask:
         """Nodes whose prediction is evaluated again after the start, during the relaxation or for learning."""
         if self.task.relaxation.tolerance is not None:
-            return np.ones(len(self.wiring.nodes), bool)
+            return np.full(len(self.wiring.nodes), not self.wiring.held)
         closing = self.closing()[1] if self.task.record else np.zeros(len(self.wiring.nodes), bool)
         return self._after(None).predicted | self.learning().predict | closing
 
@@ -71,15 +97,19 @@ class Plan:
     def lasting_errors(self) -> Factors:
         """By what the error that a node sent is to be multiplied to give the one it learns from; NaN if unknown.
 
-        With the forward rule and plain gradient descent, a node that is active once, at its forward prediction, and
-        hears nothing from then on, learns from (1 − rate · π w) of the error that it sent, or from all of it at a
-        clamped target. So what has been pulled back through the node's transfer serves again.
+        With plain gradient descent, a node that is active once, at its forward prediction, keeps what it has pulled
+        back through its transfer, and so need not do it again:
+
+        - with the forward rule, where it hears nothing from then on, it learns from (1 − rate · π w) of the error that
+          it sent, or from all of it at a clamped target;
+        - with the arrival rule, where it was active when the error arrived, from all of it.
         """
         wiring, task, count = self.wiring, self.task, len(self.wiring.nodes)
         relaxation, rule = task.relaxation, task.rule
         factors = np.full(count, np.nan)
         plain = relaxation.plain and relaxation.tolerance is None and not task.record
-        if not (plain and self.leave_out and self._shares_errors and rule.at_forward) or not _usual(rule):
+        lasting = task.learns_forward or rule.at_arrival
+        if not (plain and self.leave_out and self._shares_errors and lasting) or not _usual(rule):
             return factors
         active, scale = np.zeros(count, np.intp), np.zeros(count)
         last, heard = np.zeros(count, np.intp), np.full(count, -1)
@@ -89,13 +119,14 @@ class Plan:
             last[phase.active] = step
             scale[phase.active] = phase.schedule[phase.active]
             heard[wiring.source[phase.message]] = step
-        once = (active == 1) & (heard < last) & ~self._after(None).predicted & wiring.proportional
+        once = (active == 1) & ~self._after(None).predicted & ~np.isnan(wiring.own_precision)
+        once &= last == wiring.level if rule.at_arrival else (heard < last) & wiring.proportional
         # Deterministic nodes that learn gather several errors, each with a factor of its own.
         known = once & ~wiring.any_of(wiring.between & wiring.learns[wiring.source], wiring.target)
         weight = wiring.energy_weight[known]
         sent = scale[known] * weight * wiring.own_precision[known]
-        rest = np.where(wiring.free[known], 1 - relaxation.rate * sent, 1.0)
-        factors[known] = weight * rest / sent
+        moves = wiring.free[known] & (not rule.at_arrival)
+        factors[known] = weight * np.where(moves, 1 - relaxation.rate * sent, 1.0) / sent
         return factors
 
     def left_out(self) -> float:

@@ -25,6 +25,8 @@ class Wiring:
 
     def __init__(self, task: Task) -> None:
         clamping, network = task.clamping, task.network
+        self.held = task.held
+        """Whether predictions stay those of the forward pass."""
         self.nodes = list(network.nodes.values())
         self.edges = list(network.edges.values())
         place = {node.name: position for position, node in enumerate(self.nodes)}
@@ -53,6 +55,8 @@ class Wiring:
         """Place in ``generations`` of each deterministic node; all others come after the last."""
         for number, (members, _) in enumerate(self.generations):
             self.generation[members] = number
+        self.displaced = self._mask(clamping.displaced, place)
+        """Nodes that may keep what moves them apart from their value."""
         self.between = self.deterministic[self.source]
         """Edges out of deterministic nodes."""
         self.hears = self.free.copy()
@@ -78,6 +82,9 @@ class Wiring:
         ]
         self.edge_user, self.edge_used = _uses(place, of_edges)
         self.node_user, self.node_used = _uses(place, of_nodes)
+        # A prediction does not depend on the precision.
+        predicting = [[p for p in node.parameters() if p is not node.log_precision] for node in self.nodes]
+        self.transfer_user, self.transfer_used = _uses(place, predicting)
 
     @staticmethod
     def _mask(names: Iterable[str], place: dict[str, int]) -> Mask:
@@ -113,6 +120,11 @@ class Wiring:
             reached[generation] |= self.any_of(self.between & reached[self.target], self.source)[generation]
         found: Mask = reached & self.deterministic
         return found
+
+    def with_upstream(self, nodes: Mask) -> Mask:
+        """These nodes, and the deterministic ones that their predictions read."""
+        both: Mask = nodes | self.upstream(nodes)
+        return both
 
     def downstream(self, edges: Mask, nodes: Mask) -> Mask:
         """Nodes with an energy whose predictions change with these edges' contributions or nodes' transfers."""

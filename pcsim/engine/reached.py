@@ -1,0 +1,92 @@
+"""Which errors can have become other than zero, step by step, without a plan: the planner's oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import nn
+
+from pcsim.engine.problem import Task
+
+
+class Reached:
+    """Which errors can have become other than zero, found by walking the graph step by step.
+
+    It decides which parameters have a gradient and which have None: those to which no error has come (SPEC §4).
+    """
+
+    def __init__(self, task: Task) -> None:
+        clamping, nodes = task.clamping, task.network.nodes
+        self._task = task
+        self._live = {
+            name
+            for name in clamping.energetic
+            if name in clamping.full | clamping.partial | clamping.cyclic
+            or not nodes[name].energy_function.rests_at_prediction
+        }
+        """Nodes with an energy whose error may differ from zero."""
+        self._at_start = set(self._live)
+        self._moved: set[str] = set()
+
+    def weighing(self) -> set[str]:
+        """Nodes whose error may differ from zero and has a weight, precision left out."""
+        return {name for name in self._live if self._task.network.nodes[name].energy_weight}
+
+    def with_inner(self, names: set[str]) -> set[str]:
+        """These nodes, and the deterministic ones through which their errors pass."""
+        return names | self._inner_before(names)
+
+    def step(self, step: int) -> set[str]:
+        """Take a step; the nodes whose parameters learn at it, where weights learn at every step."""
+        task, nodes = self._task, self._task.network.nodes
+        active = {name for name in self._live if self._counts(name) and task.scheduled(name, step)}
+        reading = self.with_inner(active)
+        moving = active | {edge.source_name for name in reading for edge in nodes[name].incoming}
+        moving |= set() if task.relaxation.plain else self._moved
+        moving &= set(task.clamping.free)
+        changed = set[str]()  # where predictions are held, nothing follows from a move
+        if not task.held:
+            changed = {edge.target_name for name in moving for edge in nodes[name].outgoing}
+        if task.learns_each_step:
+            learned = {parameter for name in reading for parameter in self._own_and_incoming(name)}
+            changed |= {name for name in nodes if learned & self._own_and_incoming(name)}
+        self._moved |= moving
+        self._live |= (moving | self._deterministic_after(changed)) & set(task.clamping.energetic)
+        return reading
+
+    def learning(self) -> set[str]:
+        """The nodes whose parameters learn after the steps taken."""
+        live = self._at_start | self._moved if self._task.learns_forward else self._live
+        nodes = self._task.network.nodes
+        active = {name for name in live & set(self._task.clamping.energetic) if nodes[name].energy_weight}
+        return self.with_inner(active)
+
+    def _counts(self, name: str) -> bool:
+        """Whether a node's error weighs anything, by its weight and a precision that is a number."""
+        node = self._task.network.nodes[name]
+        precision = node.own_precision if node.log_precision is None else None
+        return node.energy_weight != 0 and not (isinstance(precision, float) and precision == 0)
+
+    def _own_and_incoming(self, name: str) -> set[nn.Parameter]:
+        node = self._task.network.nodes[name]
+        inner = name in self._task.clamping.deterministic  # has no energy, so nothing weighs its precision
+        return {p for p in node.trainable if not (inner and p is node.log_precision)}
+
+    def _inner_before(self, names: Iterable[str]) -> set[str]:
+        nodes, inner = self._task.network.nodes, self._task.clamping.deterministic
+        return _walk(names, lambda name: [e.source_name for e in nodes[name].incoming if e.source_name in inner])
+
+    def _deterministic_after(self, names: Iterable[str]) -> set[str]:
+        """These nodes, and all whose predictions change with theirs."""
+        nodes, inner, names = self._task.network.nodes, self._task.clamping.deterministic, set(names)
+        return names | _walk(names, lambda name: [e.target_name for e in nodes[name].outgoing] if name in inner else [])
+
+
+def _walk(names: Iterable[str], onwards: Callable[[str], list[str]]) -> set[str]:
+    """All that is reached from these names, themselves only where they are reached."""
+    found, frontier = set[str](), list(names)
+    while frontier:
+        new = [name for name in onwards(frontier.pop()) if name not in found]
+        found.update(new)
+        frontier += new
+    return found
