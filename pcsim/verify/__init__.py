@@ -23,6 +23,7 @@ except ImportError as error:
     raise ImportError("pcsim.verify needs hypothesis: pip install 'pcsim[verify]'") from error
 
 from pcsim.verify.agreement import check_engines_agree
+from pcsim.verify.backprop import check_backprop_agreement
 from pcsim.verify.case import Case, NamedClamps, SeededNetwork
 from pcsim.verify.descent import check_descent
 from pcsim.verify.gradients import check_gradients
@@ -51,6 +52,7 @@ __all__ = [
     "SeededNetwork",
     "brute_force_levels",
     "cases",
+    "check_backprop_agreement",
     "check_descent",
     "check_engines_agree",
     "check_gradients",

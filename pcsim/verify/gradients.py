@@ -11,7 +11,14 @@ from torch import Tensor
 
 from pcsim.clamps import Clamps
 from pcsim.dynamics.inference import Relaxation
-from pcsim.dynamics.learning import Backprop, ForwardUpdate, IncrementalUpdate, LearningRule, SettledUpdate
+from pcsim.dynamics.learning import (
+    ArrivalUpdate,
+    Backprop,
+    ForwardUpdate,
+    IncrementalUpdate,
+    LearningRule,
+    SettledUpdate,
+)
 from pcsim.errors import SettingError
 from pcsim.graph.network import Network
 from pcsim.random_state import random_state_kept
@@ -85,7 +92,7 @@ def _descent(case: Case, state: Mapping[str, Tensor], step: int) -> dict[str, Te
     return {name: -gradient for name, gradient in zip(leaves, gradients, strict=True)}
 
 
-def _gradients(energy: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+def _gradients(energy: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     if not inputs or not energy.requires_grad:
         return [torch.zeros_like(tensor) for tensor in inputs]
     found = torch.autograd.grad(energy, inputs, allow_unused=True)
@@ -94,7 +101,7 @@ def _gradients(energy: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 
 def _check_parameters(case: Case, states: list[dict[str, Tensor]], engine: EngineChoice, tolerance: float) -> None:
     rule = case.rule
-    if type(rule) not in (SettledUpdate, ForwardUpdate, IncrementalUpdate, Backprop):
+    if type(rule) not in (SettledUpdate, ForwardUpdate, IncrementalUpdate, ArrivalUpdate, Backprop):
         raise SettingError(
             f"check_gradients knows no objective of {type(rule).__name__}; compare its gradients yourself"
         )
@@ -102,16 +109,20 @@ def _check_parameters(case: Case, states: list[dict[str, Tensor]], engine: Engin
         recorder = RecordingOptimizer(case.network, learning_rate=0.0)
         Simulator(case.network, plain(case, case.relaxation.steps), rule, engine=engine).update(case.clamps, recorder)
         for step, found in enumerate(recorder.gradients):
-            weighed = _Learning(case, states[step], states[step], case.factors(step), case.factors(step))
-            weighed.compare(f"{type(rule).__name__}, step {step}", found, tolerance)
+            weighed = _Learning(case, states[step], states[step], factors=case.factors(step))
+            _compare([weighed], f"{type(rule).__name__}, step {step}", found, tolerance)
         return
     simulator = Simulator(case.network, plain(case, case.relaxation.steps), rule, engine=engine)
     simulator.infer(case.clamps)
     simulator.compute_gradients()
     found = {name: parameter.grad for name, parameter in case.network.named_parameters()}
     activity = states[0] if isinstance(rule, ForwardUpdate) else states[-1]
-    ones = dict.fromkeys(case.network.nodes, 1.0)
-    _Learning(case, states[-1], activity, None, ones).compare(type(rule).__name__, found, tolerance)
+    learned = [_Learning(case, states[-1], activity)]
+    if isinstance(rule, ArrivalUpdate):
+        # Each node's own energy, at the state before the step at which the error arrives there.
+        arriving = [[n for n, level in case.levels.items() if level == step] for step in range(len(states) - 1)]
+        learned = [_Learning(case, states[step], states[step], only=names) for step, names in enumerate(arriving)]
+    _compare(learned, type(rule).__name__, found, tolerance)
 
 
 @attrs.frozen
@@ -122,37 +133,48 @@ class _Learning:
         case: what was run.
         value: v_n that errors are taken of.
         activity: what the edges read.
-        factors: the schedule's factors in the gradients of weights; None leaves precision out.
-        own_factors: those in the gradients of learned precisions.
+        factors: the schedule's factors; None leaves precision out, but for its own gradient.
+        only: names of the nodes whose energies count; None for all.
     """
 
     case: Case
     value: Mapping[str, Tensor]
     activity: Mapping[str, Tensor]
-    factors: Mapping[str, float] | None
-    own_factors: Mapping[str, float]
+    factors: Mapping[str, float] | None = None
+    only: Sequence[str] | None = None
 
     def energy(self, factors: Mapping[str, float] | None) -> Tensor:
-        return total_energy(self.case.network, self.value, self.case.deterministic, factors, activity=self.activity)
+        network, inner = self.case.network, self.case.deterministic
+        return total_energy(network, self.value, inner, factors, activity=self.activity, only=self.only)
 
-    def compare(self, where: str, found: Mapping[str, Tensor | None], tolerance: float) -> None:
-        network = self.case.network
-        named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-        owners = {id(n.log_precision): n.name for n in network.nodes.values() if n.log_precision is not None}
-        of_weights = _gradients(self.energy(self.factors), list(named.values()))
-        of_precisions = _gradients(self.energy(self.own_factors), list(named.values()))
-        for (name, parameter), weight, precision in zip(named.items(), of_weights, of_precisions, strict=True):
-            owner, got, note = owners.get(id(parameter)), found[name], ""
-            expected = (weight if owner is None else precision) / self.case.batch
-            if got is None:
-                if owner is not None and self._without_evidence(owner):
-                    continue
-                got, note = torch.zeros_like(expected), " (its grad is None)"
-            what = f"{where}: gradient of parameter {name!r}{note}"
-            compare(what, got, expected, tolerance, largest(expected), self.case)
+    @property
+    def own_factors(self) -> Mapping[str, float]:
+        """The schedule's factors in the gradients of learned precisions."""
+        return dict.fromkeys(self.case.network.nodes, 1.0) if self.factors is None else self.factors
 
-    def _without_evidence(self, name: str) -> bool:
+    def without_evidence(self, name: str) -> bool:
         """Whether no error of a node counts, so that nothing but −½ log π is left to learn its precision from."""
-        alone = dict.fromkeys(self.case.network.nodes, 0.0) | {name: self.own_factors[name]}
         nothing = dict.fromkeys(self.case.network.nodes, 0.0)
-        return bool(self.energy(alone) == self.energy(nothing))
+        return bool(self.energy(nothing | {name: self.own_factors[name]}) == self.energy(nothing))
+
+
+def _compare(learned: Sequence[_Learning], where: str, found: Mapping[str, Tensor | None], tolerance: float) -> None:
+    """Compare gradients with the sum of those of some energies."""
+    case = learned[0].case if learned else None
+    if case is None:
+        return
+    named = {name: parameter for name, parameter in case.network.named_parameters() if parameter.requires_grad}
+    owners = {id(n.log_precision): n.name for n in case.network.nodes.values() if n.log_precision is not None}
+    inputs = list(named.values())
+    weights = [_gradients(each.energy(each.factors), inputs) for each in learned]
+    precisions = [_gradients(each.energy(each.own_factors), inputs) for each in learned]
+    for place, (name, parameter) in enumerate(named.items()):
+        owner, got, note = owners.get(id(parameter)), found[name], ""
+        parts = [gradients[place] for gradients in (weights if owner is None else precisions)]
+        expected = torch.stack(parts).sum(0) / case.batch
+        if got is None:
+            if owner is not None and all(each.without_evidence(owner) for each in learned):
+                continue
+            got, note = torch.zeros_like(expected), " (its grad is None)"
+        what = f"{where}: gradient of parameter {name!r}{note}"
+        compare(what, got, expected, tolerance, largest(expected), case)

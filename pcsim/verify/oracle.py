@@ -59,6 +59,7 @@ def total_energy(
     factors: Mapping[str, float] | None,
     *,
     activity: Mapping[str, Tensor] | None = None,
+    only: Collection[str] | None = None,
 ) -> Tensor:
     """F = Σ π w E over nodes, units and samples, with −½ w log π where the precision is learned, 0-d.
 
@@ -68,11 +69,14 @@ def total_energy(
         deterministic: names of the nodes whose value is their prediction.
         factors: the schedule's factor by node; None leaves precision out altogether.
         activity: what the edges read where that is not ``value``.
+        only: names of the nodes whose energies count; all by default.
     """
     predicted = predictions(network, value if activity is None else activity, deterministic)
     batch = len(next(iter(value.values())))
     total = torch.zeros((), dtype=torch.float64)
     for name in energetic(network, deterministic):
+        if only is not None and name not in only:
+            continue
         node = network.nodes[name]
         units = node.energy_function.unit_energy(value[name], predicted[name])
         precision = 1.0 if factors is None else factors[name] * own_precision(network, name)

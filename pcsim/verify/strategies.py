@@ -251,8 +251,17 @@ def _clamp(draw: st.DrawFn, node: Node, value: Tensor, masks: bool) -> Tensor | 
 
 @functools.cache
 @st.composite
-def schedules(draw: st.DrawFn, rate: float) -> PrecisionSchedule:
-    """Constant, spiking (α = 0 and the paper's Eq. 4 among them) and decaying schedules."""
+def schedules(draw: st.DrawFn, rate: float, *, silent: bool = False) -> PrecisionSchedule:
+    """Constant, spiking (α = 0 and the paper's Eq. 4 among them) and decaying schedules.
+
+    Args:
+        draw: given by hypothesis.
+        rate: of the relaxation.
+        silent: only those that are 0 until the error has arrived.
+    """
+    if silent:
+        spiking = Spiking.for_rate(rate), Spiking(alpha=0.0), Spiking(alpha=0.0, peak=2.0)
+        return draw(st.sampled_from((*spiking, *spiking, Decaying())))
     kind = draw(st.sampled_from(("constant", "spiking", "covariance", "decaying")))
     if kind == "constant":
         return Constant(draw(st.sampled_from((1.0, 0.5, 0.0))))
@@ -264,7 +273,15 @@ def schedules(draw: st.DrawFn, rate: float) -> PrecisionSchedule:
 
 
 @st.composite
-def relaxations(draw: st.DrawFn, deepest: int, *, momentum: bool = True, most_steps: int = 5) -> Relaxation:
+def relaxations(
+    draw: st.DrawFn,
+    deepest: int,
+    *,
+    momentum: bool = True,
+    most_steps: int = 5,
+    silent: bool = False,
+    held: bool = False,
+) -> Relaxation:
     """Relaxations that last until every error has arrived, where the schedule asks for it.
 
     Args:
@@ -272,14 +289,17 @@ def relaxations(draw: st.DrawFn, deepest: int, *, momentum: bool = True, most_st
         deepest: the largest level of a node with an energy.
         momentum: allow it.
         most_steps: unless the schedule needs more.
+        silent: with a schedule that is 0 until the error has arrived.
+        held: allow predictions that are held.
     """
     rate = draw(st.sampled_from((0.1, 0.25, 0.5, 0.8)))
-    schedule = draw(schedules(rate))
+    schedule = draw(schedules(rate, silent=silent))
     fewest = 0 if isinstance(schedule, Constant) else deepest + 1
     steps = draw(st.integers(fewest, max(fewest, most_steps)))
     friction = draw(st.sampled_from((0.0, 0.0, 0.5, 0.9))) if momentum else 0.0
     nesterov = bool(friction) and draw(st.booleans())
-    return Relaxation(steps, rate, precision=schedule, momentum=friction, nesterov=nesterov)
+    hold = held and draw(st.integers(0, 3)) == 0
+    return Relaxation(steps, rate, precision=schedule, momentum=friction, nesterov=nesterov, hold_predictions=hold)
 
 
 @st.composite
@@ -289,6 +309,7 @@ def cases(
     *,
     rules: Sequence[LearningRule] = RULES,
     momentum: bool = True,
+    held: bool = False,
     partial: bool = True,
     targets: bool | None = None,
     every_root: bool = False,
@@ -303,6 +324,7 @@ def cases(
         graphs: strategy for the networks; :func:`networks` by default, :func:`own_networks` for one of a user's own.
         rules: to draw from; backprop only where the graph and the clamps allow it.
         momentum: allow it.
+        held: allow predictions that are held.
         partial: allow masks.
         targets: whether at least one node with incoming edges is given; None leaves it open.
         every_root: give every node without incoming edges and without a prior, in whole.
@@ -318,8 +340,10 @@ def cases(
     clamping = Clamping(network, full, frozenset(given) - full)
     levels = clamping.levels
     deepest = max((levels[name] for name in clamping.energetic if name in levels), default=0)
-    relaxation = draw(relaxations(deepest, momentum=momentum, most_steps=most_steps))
-    return Case(network, given, relaxation, draw(st.sampled_from(possible or [SettledUpdate()])))
+    rule = draw(st.sampled_from(possible or [SettledUpdate()]))
+    hold, silent = held and not rule.every_step, rule.at_arrival
+    relaxation = draw(relaxations(deepest, momentum=momentum, most_steps=most_steps, silent=silent, held=hold))
+    return Case(network, given, relaxation, rule)
 
 
 def _backprop_possible(network: Network, given: NamedClamps) -> bool:

@@ -333,6 +333,8 @@ class Program:
                 link.module(read(place, [], edge.names).read())
 
     def _count_node(self, node: NodeMemory, keeping: set[int]) -> None:
+        if not node.node.incoming:  # a root's transfer is never evaluated
+            return
         for position, link in enumerate(node.chain):
             if id(link.module) in keeping:
                 link.module(read(node.place(position, FIRST), [], node.names).read())
