@@ -29,12 +29,12 @@ from benchmarks.rounds import announce, measure
 from benchmarks.rows import Row, check_agreement, save
 from benchmarks.simulated import simulated
 from benchmarks.table import aligned, tables
-from benchmarks.variants import BACKPROP, CONSTANT, SILENT, VARIANTS, Variant
+from benchmarks.variants import ARRIVAL, BACKPROP, CONSTANT, SILENT, VARIANTS, Variant
 from benchmarks.workloads import WORKLOADS, Chain, Workload, workloads
 
 TOO_LARGE = {
     "W4": ((CONSTANT,), (BATCHED,)),
-    "W5": ((CONSTANT, SILENT, BACKPROP), (BATCHED, FLOOR, BACKPROP_LOOP)),
+    "W5": ((CONSTANT, SILENT, ARRIVAL, BACKPROP), (BATCHED, FLOOR, BACKPROP_LOOP)),
 }
 """Variants and implementations that are run on workloads on which the others would take minutes a step."""
 

@@ -32,7 +32,7 @@ def needed_products(depth: int, steps: int, variant: Variant) -> list[Product]:
     moved, stale = {depth}, set[int]()
     incremental = variant.rule == "incremental"
     for step in range(steps):
-        pushing = [node for node in _live(moved, depth) if variant.precision(step, depth - node) != 0]
+        pushing = [node for node in _live(moved, depth) if variant.alpha != 0 or step == depth - node]
         products += [("forward", node) for node in pushing if node in stale]
         products += [("message", node) for node in pushing if node > 1]
         products += [("weight", node) for node in pushing if incremental]
@@ -42,7 +42,7 @@ def needed_products(depth: int, steps: int, variant: Variant) -> list[Product]:
     if variant.rule == "settled":
         products += [("forward", node) for node in _live(moved, depth) if node in stale]
         products += [("weight", node) for node in _live(moved, depth)]
-    elif variant.rule == "forward":
+    elif variant.rule in ("forward", "arrival"):
         products += [("weight", node) for node in sorted(moved)]
     return products
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from benchmarks.contender import BACKPROP_LOOP, BATCHED, FLOOR, LOOP, PEERS
 from benchmarks.growth import DEPTH, NODE_COUNT, curve, exponent
 from benchmarks.rows import Row, find
-from benchmarks.variants import BACKPROP, CONSTANT, SILENT
+from benchmarks.variants import ARRIVAL, BACKPROP, CONSTANT, SILENT
 
 SILENT_TO_BACKPROP = {"W1": 1.15, "W2": 1.15, "W3": 1.2, "W5": 0.6}
 CONSTANT_TO_LOOP = {"W1": 0.33, "W2": 0.17, "W3": 0.62}
 CONSTANT_TO_FLOOR = {"W1": 1.7, "W2": 1.4, "W3": 1.3}
 CONSTANT_TO_PEER = {"W1": 0.95, "W2": 0.8, "W3": 0.4}
+ARRIVAL_TO_BACKPROP = {"W1": 1.15, "W2": 1.15, "W3": 1.15, "W5": 0.65}
+ARRIVAL_TO_SILENT = dict.fromkeys(("W1", "W2", "W3", "W5"), 1.05)
 SILENT_TO_PEER = {"W1": 0.25, "W2": 0.25, "W3": 0.25}
 PLANNING_SECONDS = {("W4", CONSTANT.name): 10.0, ("W5", SILENT.name): 2.0}
 EXPONENTS = {(NODE_COUNT, CONSTANT.name): 1.1, (DEPTH, SILENT.name): 1.1, (DEPTH, CONSTANT.name): 2.1}
@@ -74,6 +76,8 @@ def limits(rows: Sequence[Row]) -> list[Limit]:
         ]
 
     found = compare("spiking-0 / backprop step", SILENT_TO_BACKPROP, SILENT.name, (BACKPROP.name, BACKPROP_LOOP))
+    found += compare("arrival / backprop step", ARRIVAL_TO_BACKPROP, ARRIVAL.name, (BACKPROP.name, BACKPROP_LOOP))
+    found += compare("arrival / spiking-0", ARRIVAL_TO_SILENT, ARRIVAL.name, (SILENT.name, BATCHED))
     found += compare("constant / plain PyTorch loop", CONSTANT_TO_LOOP, CONSTANT.name, (CONSTANT.name, LOOP))
     found += compare("constant / floor", CONSTANT_TO_FLOOR, CONSTANT.name, (CONSTANT.name, FLOOR))
     found += compare("constant / fastest peer", CONSTANT_TO_PEER, CONSTANT.name, None)

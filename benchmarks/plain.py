@@ -81,13 +81,15 @@ class _Loop:
         total = torch.zeros(())
         before = [self.inputs, *sources]
         for place, (layer, source, value) in enumerate(zip(self.layers, before, values, strict=True), start=1):
-            precision = 1.0 if step is None else self.variant.precision(step, len(values) - place)
+            precision = 1.0 if step is None else self.variant.precision(step, len(values) - place, self.chain)
             total = total + 0.5 * precision * (value - layer(source)).square().sum()
         return total
 
     def __call__(self) -> None:
         """One training step."""
-        rate, incremental = self.variant.rate(self.chain), self.variant.rule == "incremental"
+        rate, rule = self.variant.rate(self.chain), self.variant.rule
+        incremental = rule == "incremental"
+        self.adam.zero_grad()
         with torch.no_grad():
             forward = [self.inputs]
             for layer in self.layers:
@@ -102,15 +104,23 @@ class _Loop:
                 gradients = [latent.grad for latent in latents if latent.grad is not None]
             else:
                 gradients = list(torch.autograd.grad(energy, latents))
+            if rule == "arrival":
+                self._learn_at(step, [self.inputs, *latents, self.targets])
             with torch.no_grad():
                 latents = [latent - rate * gradient for latent, gradient in zip(latents, gradients, strict=True)]
             if incremental:
                 self._learn(step)
-        if not incremental:
-            self.adam.zero_grad()
-            sources = forward[1:-1] if self.variant.rule == "forward" else latents
+        if rule in ("settled", "forward"):
+            sources = forward[1:-1] if rule == "forward" else latents
             (self.energy([*latents, self.targets], sources) / len(self.inputs)).backward()  # type: ignore[no-untyped-call]
+        if not incremental:
             self.adam.step()
+
+    def _learn_at(self, step: int, values: list[Tensor]) -> None:
+        """The gradient of the layer whose error arrives at this step."""
+        place = len(self.layers) - 1 - step
+        error = values[place + 1].detach() - self.layers[place](values[place].detach())
+        (0.5 * error.square().sum() / len(self.inputs)).backward()  # type: ignore[no-untyped-call]
 
     def _learn(self, step: int) -> None:
         """Let the layers learn that an error has reached; Adam would count the others' zeros as gradients."""

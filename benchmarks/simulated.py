@@ -18,6 +18,7 @@ ENGINES = {BATCHED: "batched", REFERENCE: "reference"}
 RULES: dict[str, Callable[[], pcsim.LearningRule]] = {
     "settled": pcsim.SettledUpdate,
     "forward": pcsim.ForwardUpdate,
+    "arrival": pcsim.ArrivalUpdate,
     "incremental": pcsim.IncrementalUpdate,
     "backprop": pcsim.Backprop,
 }
@@ -73,7 +74,9 @@ def network_and_clamps(workload: Workload) -> tuple[pcsim.Network, dict[str, Ten
 def simulated(workload: Workload, variant: Variant, implementation: str = BATCHED) -> Local:
     """A training step of one of pcsim's engines."""
     network, clamps = network_and_clamps(workload)
-    precision = pcsim.Constant() if variant.alpha is None else pcsim.Spiking(alpha=variant.alpha)
+    precision: pcsim.PrecisionSchedule = pcsim.Constant()
+    if variant.alpha is not None:
+        precision = pcsim.Spiking(alpha=variant.alpha, peak=variant.peak(workload))
     relaxation = pcsim.Relaxation(variant.steps(workload), variant.rate(workload), precision=precision)
     simulator = pcsim.Simulator(network, relaxation, RULES[variant.rule](), engine=ENGINES[implementation])
     adam = optim.Adam(network.parameters(), lr=WEIGHT_RATE, fused=True)

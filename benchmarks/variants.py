@@ -14,19 +14,24 @@ class Variant:
 
     Args:
         name: what tables call it.
-        alpha: precision at every step but that of an error's arrival, where it is 1; None for 1 at every step.
+        alpha: precision at every step but that of an error's arrival, where it is 1 (1/rate with the arrival rule, so
+            that nothing is attenuated); None for 1 at every step.
         rule: what the weights learn from (SPEC §4).
         judged_after: training steps after which half squared errors are compared; before they are rounding errors.
     """
 
     name: str
     alpha: float | None = None
-    rule: Literal["settled", "forward", "incremental", "backprop"] = "settled"
+    rule: Literal["settled", "forward", "arrival", "incremental", "backprop"] = "settled"
     judged_after: int = 5
 
-    def precision(self, step: int, level: int) -> float:
+    def precision(self, step: int, level: int, workload: Workload) -> float:
         """π(t) of a node so many hops from the target (SPEC §3)."""
-        return 1.0 if self.alpha is None or step == level else self.alpha
+        return self.peak(workload) if self.alpha is None or step == level else self.alpha
+
+    def peak(self, workload: Workload) -> float:
+        """π at the arrival of an error."""
+        return 1 / self.rate(workload) if self.rule == "arrival" else 1.0
 
     def steps(self, workload: Workload) -> int:
         """T: the workload's own with constant precision, the depth with spiking."""
@@ -43,7 +48,8 @@ class Variant:
 
 CONSTANT = Variant("constant")
 SILENT = Variant("spiking-0", 0.0, "forward")
+ARRIVAL = Variant("arrival", 0.0, "arrival")
 SPIKING = Variant("spiking-1e-3", 1e-3, "forward")
 INCREMENTAL = Variant("incremental", rule="incremental", judged_after=2)
 BACKPROP = Variant("backprop", rule="backprop")
-VARIANTS = {variant.name: variant for variant in (CONSTANT, SILENT, SPIKING, INCREMENTAL, BACKPROP)}
+VARIANTS = {variant.name: variant for variant in (CONSTANT, SILENT, ARRIVAL, SPIKING, INCREMENTAL, BACKPROP)}

@@ -82,10 +82,16 @@ def _compare(kernel: Kernel[Any], module: nn.Module, shape: tuple[int, ...], bat
             sent = kernel.message(call, delta.clone(), *kept[kernel.reads], back)
             _same(module, "message", sent, message, tolerance)
         _compare_gradients(kernel, call, delta, value, gradients, tolerance)
+        if kernel.fills_out:
+            written = torch.full_like(output, 7.0)
+            kernel.predicting(call, value, written)()
+            _same(module, "written prediction", written, output, tolerance)
         if kernel.adds:
             goal = torch.full_like(value, 7.0)
-            kernel.add_message(call, delta, goal, -0.5)
+            kernel.adding(call, delta, goal, -0.5)()
             _same(module, "added message", goal, 7.0 - 0.5 * message, tolerance)
+            kernel.adding(call, delta, goal, -0.5, over=True)()
+            _same(module, "message written over another", goal, -0.5 * message, tolerance)
 
 
 def _compare_gradients(

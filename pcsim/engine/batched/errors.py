@@ -40,7 +40,7 @@ def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learni
             if callable(scale):
                 operations.append(Operation("weigh", partial(_weigh, delta, scale), names))
             elif isinstance(scale, Tensor) or scale != 1.0:
-                operations.append(Operation("weigh", partial(delta.mul_, scale), names))
+                operations.append(Operation("weigh", partial(delta.mul_, _wrapped(scale, delta)), names))
             goal.scatter(operations, names)
         else:
             given: Delta = rule.delta if learning else LearningRule.descent
@@ -61,8 +61,11 @@ def _received(
         error = Cell(delta)
     if callable(scale):
         operations.append(Operation("weigh", partial(_weigh_into, delta, error.read(), scale), names))
+    elif scale == 1.0 and not isinstance(scale, Tensor):
+        operations.append(Operation("error", partial(delta.copy_, error.read()), names))
     else:
-        operations.append(Operation("weigh", partial(torch.mul, error.read(), scale, out=delta), names))
+        weigh = partial(torch.mul, error.read(), _wrapped(scale, delta), out=delta)
+        operations.append(Operation("weigh", weigh, names))
     goal.scatter(operations, names)
 
 
@@ -91,6 +94,11 @@ def _own_scale(nodes: Sequence[Node], factors: Sequence[float], dtype: torch.dty
         own = torch.as_tensor(node.own_precision, dtype=dtype, device=device).detach()
         scales.append((factor * own).expand(node.shape))
     return scales[0] if len(scales) == 1 else torch.stack(scales).unsqueeze(1)
+
+
+def _wrapped(scale: Scale, like: Tensor) -> Tensor:
+    """A factor as a tensor: a number would be wrapped at every call, which takes longer than a small product."""
+    return torch.as_tensor(scale, dtype=like.dtype, device=like.device)
 
 
 def _weigh(delta: Tensor, scale: Callable[[], Scale]) -> None:

@@ -16,7 +16,7 @@ from pcsim.engine.kernels.kernel import Call, Kernel
 def forward(kernel: Kernel[Any], call: Call, value: Cell, output: Cell) -> Callable[[], object]:
     """Runs a kernel forward."""
     if value.fixed and output.fixed and kernel.fills_out:
-        return partial(kernel.forward, call, value.read(), output.read())
+        return kernel.predicting(call, value.read(), output.read())
     return partial(_forward, kernel, call, value, output)
 
 
@@ -51,8 +51,8 @@ def add_message(
 ) -> Callable[[], object]:
     """Adds a kernel's message straight to where it goes, or writes it over what is there."""
     if delta.fixed:
-        return partial(kernel.add_message, call, delta.read(), goal, factor, over=over)
-    return lambda: kernel.add_message(call, delta.read(), goal, factor, over=over)
+        return kernel.adding(call, delta.read(), goal, factor, over=over)
+    return lambda: kernel.adding(call, delta.read(), goal, factor, over=over)()
 
 
 def take(goal: Cell, original: Cell) -> None:

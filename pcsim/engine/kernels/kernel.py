@@ -9,7 +9,8 @@ autograd by ``pcsim.verify.check_kernel``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
@@ -53,7 +54,7 @@ class Kernel(ABC, Generic[M]):
     identity: ClassVar[bool] = False
     """Whether nothing has to be computed at all, so that the module is left out of its chain."""
     adds: ClassVar[bool] = False
-    """Whether :meth:`add_message` is there."""
+    """Whether :meth:`adding` is there."""
     memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
     """How images should lie in memory; those that the kernel reads and makes do."""
 
@@ -69,13 +70,21 @@ class Kernel(ABC, Generic[M]):
     def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
         """The module's output; written into ``out`` where one is given and the kernel can, else a new tensor."""
 
+    def predicting(self, call: Call, value: Tensor, out: Tensor) -> Callable[[], object]:
+        """What writes the output into ``out`` when it is called, where the kernel ``fills_out``; an override may take a
+        shorter way than through ``forward``.
+        """
+        return partial(self.forward, call, value, out)
+
     @abstractmethod
     def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """(∂output/∂value)ᵀ delta, of the value's shape (SPEC §2); ``out`` as in ``forward``."""
 
-    def add_message(self, call: Call, delta: Tensor, goal: Tensor, factor: float, *, over: bool = False) -> None:
-        """Add factor · message straight to ``goal``, or write it ``over`` whatever is there; only where the kernel
-        ``adds``, and ``reads`` nothing.
+    def adding(
+        self, call: Call, delta: Tensor, goal: Tensor, factor: float, *, over: bool = False
+    ) -> Callable[[], object]:
+        """What adds factor · message straight to ``goal``, or writes it ``over`` whatever is there, when it is called;
+        only where the kernel ``adds``, and ``reads`` nothing.
         """
         raise NotImplementedError(f"{type(self).__name__} adds no messages")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pcsim.engine.kernels.kernel import Call, Kernel, owns, register
 
@@ -32,14 +34,22 @@ class Linear(Kernel[nn.Linear]):
             return torch.addmm(bias, value, weight, out=out)
         return torch.baddbmm(bias.unsqueeze(1), value, weight, out=out)
 
+    def predicting(self, call: Call, value: Tensor, out: Tensor) -> Callable[[], object]:
+        """Writes value · Wᵀ + b."""
+        if value.dim() == 2:
+            return partial(functional.linear, value, call.weights["weight"], call.weights.get("bias"), out=out)  # type: ignore[call-arg]
+        return super().predicting(call, value, out)
+
     def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta · W, (k?, batch, in features)."""
         return torch.matmul(delta, call.weights["weight"], out=out)
 
-    def add_message(self, call: Call, delta: Tensor, goal: Tensor, factor: float, *, over: bool = False) -> None:
-        """Add factor · delta · W."""
+    def adding(
+        self, call: Call, delta: Tensor, goal: Tensor, factor: float, *, over: bool = False
+    ) -> Callable[[], object]:
+        """Adds factor · delta · W."""
         add, kept = goal.addmm_ if goal.dim() == 2 else goal.baddbmm_, 0 if over else 1
-        add(delta, call.weights["weight"], beta=kept, alpha=factor)
+        return partial(add, delta, call.weights["weight"], beta=kept, alpha=factor)
 
     def gradients(self, call: Call, delta: Tensor, value: Tensor, factor: float, out: Mapping[str, Tensor]) -> None:
         """Write factor · deltaᵀ value for the weights and factor · Σ delta for the bias."""
