@@ -39,12 +39,13 @@ from pcsim.training import warmup_cosine
 MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
 PRECISIONS: dict[str, Callable[[argparse.Namespace], pcsim.PrecisionSchedule]] = {
     "none": lambda options: pcsim.Constant(),
-    "spiking": lambda options: pcsim.Spiking(alpha=options.alpha),
+    "spiking": lambda options: pcsim.Spiking(alpha=options.alpha, peak=peak(options)),
     "decaying": lambda options: pcsim.Decaying(),
 }
 RULES: dict[str, Callable[[], pcsim.LearningRule]] = {
     "settled": pcsim.SettledUpdate,
     "forward": pcsim.ForwardUpdate,
+    "arrival": pcsim.ArrivalUpdate,
 }
 LEAST_STEPS = 5
 
@@ -110,6 +111,11 @@ def load(options: argparse.Namespace) -> tuple[ImageData, ImageData, ImageData]:
     return train.take(options.train_size or len(train)), validation, test
 
 
+def peak(options: argparse.Namespace) -> float:
+    """Precision at the arrival: with the arrival rule 1/rate, so that no error is attenuated (SPEC §10)."""
+    return 1 / options.rate if (options.method, options.rule) == ("pc", "arrival") else 1.0
+
+
 def network(options: argparse.Namespace, image: tuple[int, ...], classes: int) -> pcsim.Network:
     """The topology by name, with auxiliary neurons where asked for."""
     name = options.topology
@@ -123,7 +129,9 @@ def network(options: argparse.Namespace, image: tuple[int, ...], classes: int) -
         make: Callable[..., pcsim.Network] = pcsim.topologies.vgg if name.startswith("vgg") else pcsim.topologies.resnet
         design = {known.lower(): known for known in (*pcsim.topologies.VGG_DESIGNS, *pcsim.topologies.RESNET_DESIGNS)}
         net = make(design[name], image=image, classes=classes, width=options.width, batch_norm=options.batchnorm)
-    return pcsim.balance_paths(net, options.rate) if options.auxiliary and options.method != "bp" else net
+    if options.method == "bp" or not options.auxiliary:
+        return net
+    return pcsim.balance_paths(net, options.rate, peak=peak(options) if options.precision == "spiking" else 1.0)
 
 
 def simulator(options: argparse.Namespace, net: pcsim.Network) -> pcsim.Simulator:
@@ -155,7 +163,7 @@ def train(seed: int, parts: tuple[ImageData, ImageData, ImageData], options: arg
         validation, test = validation.flatten(), test.flatten()
     sim = simulator(options, net)
     loader = batches(training, options.batch, augmented=options.augment, flat=flat)
-    optimizer = AdamW(net.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True)
+    optimizer = AdamW(net.parameters(), lr=options.lr, weight_decay=options.weight_decay, eps=options.eps, fused=True)
     # With iPC the optimizer takes T steps a batch; its rate still changes once a batch.
     schedule = warmup_cosine(optimizer, options.epochs * len(loader))
     best = EarlyStopping("accuracy", patience=options.patience)
@@ -282,6 +290,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=7e-4,
         help="of AdamW; warms up to 1.1 times it, then falls to a tenth",
     )
+    add("--eps", type=number(float, 0, but=0), default=1e-8, help="of AdamW; much smaller gradients hardly count")
     add("--weight-decay", type=number(float, 0), default=3e-5)
     add("--batch", type=number(int, 1), default=128)
     add("--epochs", type=number(int, 1), default=25)

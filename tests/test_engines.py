@@ -21,27 +21,28 @@ from pcsim import verify
 from pcsim.engine.batched.engine import BatchedEngine
 from pcsim.engine.planning.plan import Plan
 
-EXAMPLES = 500
+EXAMPLES = 400
+CASES = verify.cases(rules=(*verify.RULES, pcsim.ArrivalUpdate()), held=True)
 everything = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
-fewer = settings(everything, max_examples=200)
+fewer = settings(everything, max_examples=150)
 
 
 @everything
-@given(verify.cases())
+@given(CASES)
 def test_batched_equals_reference(case: verify.Case) -> None:
     verify.check_engines_agree(case)
 
 
 @fewer
-@given(verify.cases())
+@given(CASES)
 def test_leaving_out_zeros_changes_nothing(case: verify.Case) -> None:
     verify.check_engines_agree(case, ("reference", partial(BatchedEngine, leave_out=False)))
 
 
 @fewer
-@given(verify.cases())
+@given(CASES)
 def test_stacking_changes_nothing(case: verify.Case) -> None:
     verify.check_engines_agree(case, ("reference", partial(BatchedEngine, stacking=False)))
 
@@ -63,7 +64,7 @@ def left_behind(case: verify.Case, engine: str | Callable[[pcsim.Network], pcsim
 
 
 @settings(everything, max_examples=100)
-@given(verify.cases())
+@given(CASES)
 def test_shortcuts_that_recording_switches_off_change_nothing(case: verify.Case) -> None:
     expected, refusal = left_behind(case, "reference")
     for engine in ("batched", partial(BatchedEngine, lasting_errors=False), partial(BatchedEngine, direct_moves=False)):

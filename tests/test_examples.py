@@ -228,7 +228,7 @@ def test_hundred_layers_at_a_few(tmp_path: Path, capsys: pytest.CaptureFixture[s
         f"--blocks 1 2 --epochs 1 --no-progress --batch 256 --json {path} --plot {plot}".split()
     )
     runs = json.loads(path.read_text())
-    assert [run["levels"] for run in runs] == [4, 4, 4, 6, 6, 6]
+    assert [run["levels"] for run in runs] == [4] * 4 + [6] * 4
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.count("plain PC") == 2
 

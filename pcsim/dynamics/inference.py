@@ -84,11 +84,6 @@ class Relaxation:
         """Whether a value moves by rate · descent and nothing else: without momentum or a displacement of one's own."""
         return not self.momentum and type(self).displacement is Relaxation.displacement
 
-    @property
-    def gain(self) -> float:
-        """Rate · π at the arrival of an error: how much of it a node hands on; 1 undoes the attenuation (SPEC §10)."""
-        return self.rate * self.precision.at(0, 0, max(self.steps, 1))
-
     def displacement(self, descent: Tensor, velocity: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """How far a value moves, and its new momentum; where the descent is zero and has been, it stays.
 
@@ -103,7 +98,7 @@ class Relaxation:
 
 
 STABLE_PRECISION = 0.5
-"""A longer chain of identities diverges where the precision stays above this share of that at the arrival."""
+"""A longer chain of identities diverges where rate · weight · precision stays above this."""
 
 
 def check_delay(network: Network, relaxation: Relaxation) -> None:
@@ -117,24 +112,25 @@ def check_delay(network: Network, relaxation: Relaxation) -> None:
         network: the graph.
         relaxation: how its free nodes move.
     """
-    gain = relaxation.gain
+    peak, *later = (relaxation.precision.at(step, 0, 4) for step in range(4))
+    spikes = min(later) <= STABLE_PRECISION * peak
+    if not spikes:
+        peak = 1.0
+    gain, lasts = relaxation.rate * peak, not spikes and min(later) > STABLE_PRECISION
     auxiliary = {
         name: node.energy_weight for name, node in network.nodes.items() if is_auxiliary(node) and _identity(node)
     }
     elsewhere = {name: weight for name, weight in auxiliary.items() if not _hands_on(weight, gain)}
     if elsewhere:
         weight = next(iter(elsewhere.values()))
-        peak = gain / relaxation.rate
-        given = f"{relaxation.rate:g}" if peak == 1 else f"{relaxation.rate:g}, peak={peak:g}"
         warnings.warn(
-            f"auxiliary nodes ({listed(elsewhere, 6)}) have weight {weight:g}, which delays an error by one step where "
-            f"rate * precision at the arrival is {1 / weight:g}, but the relaxation has rate {relaxation.rate:g} and "
-            f"precision {peak:g}; give both the same: balance_paths(net, {given})",
+            f"auxiliary nodes ({listed(elsewhere, 6)}) have weight {weight:g}, which delays an error by one step at "
+            f"rate {1 / (weight * peak):g}, but the relaxation has rate {relaxation.rate:g}; give both the same rate"
+            + (": " if peak == 1 else " and peak: ")
+            + f"balance_paths(net, {relaxation.rate:g}{'' if peak == 1 else f', peak={peak:g}'})",
             PrecisionWarning,
             stacklevel=2,
         )
-    peak, *later = (relaxation.precision.at(step, 0, 4) for step in range(4))
-    lasts = min(later) > STABLE_PRECISION * peak
     if not lasts and not relaxation.nesterov:
         return
     delaying = {name: node for name, node in network.nodes.items() if _delays(node, gain)}

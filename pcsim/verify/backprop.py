@@ -20,6 +20,8 @@ from pcsim.verify.comparing import compare, largest
 from pcsim.verify.oracle import predictions
 from pcsim.verify.shrinking import report
 
+ROUNDING = 64
+"""Units in the last place of the largest gradient by which any other may differ."""
 RATE = 0.5
 """Of the relaxation that is checked by default."""
 
@@ -107,14 +109,16 @@ def _check(case: Case, engine: EngineChoice, tolerance: float) -> None:
     simulator.infer(case.clamps)
     simulator.compute_gradients()
     precisions = {id(n.log_precision) for n in case.network.nodes.values() if n.log_precision is not None}
+    rounding = ROUNDING * torch.finfo(torch.float64).eps * largest(*expected.values())
     for part in (*case.network.nodes.values(), *case.network.edges.values()):
         named = {
             name: parameter
             for name, parameter in part.named_parameters(f"{part.kind}s.{part.name}")
             if name in expected and id(parameter) not in precisions
         }
-        # Of the whole part: a bias before a batch normalisation has a gradient of nothing but rounding.
-        size = largest(*(expected[name] for name in named)) or largest(*expected.values()) or 1.0
+        # Of the whole part, and no less than makes rounding of the largest gradient count: what comes before a batch
+        # normalisation may have a gradient of nothing but rounding.
+        size = max(largest(*(expected[name] for name in named)), rounding / tolerance) or 1.0
         for name, parameter in named.items():
             got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             what = f"{type(case.rule).__name__}: gradient of {name!r} over the part's largest, {size:.3g}"

@@ -172,7 +172,9 @@ def trajectory(case: Case, engine: EngineChoice) -> list[dict[str, Tensor]]:
         engine: what runs it.
     """
     states = []
+    # A rule that learns as errors arrive refuses to stop before they have.
+    rule = SettledUpdate() if case.rule.at_arrival else case.rule
     for steps in range(case.relaxation.steps + 1):
-        Simulator(case.network, plain(case, steps), case.rule, engine=engine).infer(case.clamps)
+        Simulator(case.network, plain(case, steps), rule, engine=engine).infer(case.clamps)
         states.append({name: node.value.clone() for name, node in case.network.nodes.items()})
     return states

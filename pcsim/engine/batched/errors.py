@@ -61,7 +61,7 @@ def _received(
         error = Cell(delta)
     if callable(scale):
         operations.append(Operation("weigh", partial(_weigh_into, delta, error.read(), scale), names))
-    elif scale == 1.0 and not isinstance(scale, Tensor):
+    elif not isinstance(scale, Tensor) and scale == 1.0:
         operations.append(Operation("error", partial(delta.copy_, error.read()), names))
     else:
         weigh = partial(torch.mul, error.read(), _wrapped(scale, delta), out=delta)
