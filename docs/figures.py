@@ -108,6 +108,43 @@ def similarity() -> Figure:
     return figure
 
 
+def depth() -> Figure:
+    """Cosine of each edge's update with backprop's against its level, in float32, by three methods."""
+    figure = plots.new_figure(9, 3.4)
+    rate = 0.8
+    torch.manual_seed(0)
+    panels = {
+        "VGG19, untrained, width 0.25": (pcsim.topologies.vgg("VGG19", width=0.25), torch.randn(16, 3, 32, 32)),
+        "chain of 1,000 tanh layers": (pcsim.topologies.mlp([32] * 1000 + [10]), torch.randn(16, 32)),
+    }
+    for axes, (title, (net, images)) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
+        levels = net.levels()
+        steps = max(levels[name] for name, node in net.nodes.items() if node.predicted) + 1
+        clamps = {"input": images, "output": torch.eye(10)[torch.randint(10, (16,))]}
+        for (method, rule, precision, own), (colour, marker, _) in zip(
+            (
+                ("PC, rate 0.1", pcsim.SettledUpdate(), pcsim.Constant(), 0.1),
+                ("spiking + FU", pcsim.ForwardUpdate(), pcsim.Spiking(alpha=0.0), rate),
+                ("arrival", pcsim.ArrivalUpdate(), pcsim.Spiking.for_rate(rate), rate),
+            ),
+            ((RED, "s", ""), (ORANGE, "D", ""), (BLUE, "o", "")),
+            strict=True,
+        ):
+            sim = pcsim.Simulator(net, pcsim.Relaxation(steps, own, precision=precision), rule)
+            found = diagnosis.update_similarity(sim, clamps)
+            where = [levels[net.edges[name].target_name] for name in found]
+            axes.plot(
+                where, list(found.values()), color=colour, marker=marker, markersize=3, linestyle="", label=method
+            )
+        axes.set(xlabel="level of the edge's target", ylim=(-1.05, 1.1))
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("cosine with backprop's update")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
 def descent() -> Figure:
     """The energy of one batch while latents relax, at three rates."""
     torch.manual_seed(0)
@@ -222,10 +259,8 @@ def tutorial() -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[], Figure]] = {
-    function.__name__: function
-    for function in (anatomy, schedules, descent, relaxation, similarity, auxiliary, own, folded, skip, plan, tutorial)
-}
+DRAWN = (anatomy, schedules, descent, relaxation, similarity, depth, auxiliary, own, folded, skip, plan, tutorial)
+FIGURES: dict[str, Callable[[], Figure]] = {function.__name__: function for function in DRAWN}
 
 
 def main(names: list[str], folder: Path = FOLDER) -> None:

@@ -106,6 +106,12 @@ def test_updates_are_local_in_space_and_time(case: Case) -> None:
 
 
 @thorough
+@given(case=verify.cases(SMALL, rules=[pcsim.SettledUpdate()], momentum=False, most_steps=3, most_samples=2))
+def test_held_predictions_are_local_in_space_and_time(case: Case) -> None:
+    verify.check_locality(case.network, case.clamps, attrs.evolve(case.relaxation, hold_predictions=True))
+
+
+@thorough
 @given(case=verify.cases(SMALL, rules=LOCAL_RULES[:2], momentum=False, most_steps=2, most_samples=1))
 def test_a_small_step_does_not_raise_the_energy(case: Case) -> None:
     verify.check_descent(case.network, case.clamps, case.relaxation, case.rule)

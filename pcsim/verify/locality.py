@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -17,6 +17,7 @@ from pcsim.graph.network import Network
 from pcsim.random_state import random_state_kept
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.comparing import compare, largest
+from pcsim.verify.oracle import energetic, own_precision, predictions
 from pcsim.verify.restart import OneStep, clamped_onto, random_state, trajectory
 from pcsim.verify.shrinking import report
 
@@ -37,6 +38,10 @@ def check_locality(
     changed, and its displacement must stay. The neighbourhood of a node is itself, what predicts it, what it predicts,
     and what else predicts that; deterministic nodes between count as part of the edges. Time: a relaxation started
     from a state that another one has reached must continue as that one does.
+
+    Where predictions are held, each node keeps its own forward prediction as part of its state. Every update is then
+    compared with what follows from the present values and the forward values of the neighbourhood alone, all others
+    put to NaN.
 
     Args:
         network: the graph; a copy is used.
@@ -67,6 +72,9 @@ def check_locality(
 
 
 def _check(case: Case, engine: EngineChoice, tolerance: float, seed: int) -> None:
+    if case.relaxation.hold_predictions:
+        _check_held(case, engine, tolerance)
+        return
     _check_time(case, engine, tolerance)
     _check_space(case, engine, tolerance, seed)
 
@@ -97,6 +105,43 @@ def _check_space(case: Case, engine: EngineChoice, tolerance: float, seed: int) 
             moved = step.values_after(start, clamps)
         what = f"node {name!r}: its value after one step, with {outside} and parameters beyond its edges changed"
         compare(what, moved[name], expected[name], tolerance, largest(expected[name], state[name]), case)
+
+
+def _check_held(case: Case, engine: EngineChoice, tolerance: float) -> None:
+    states = trajectory(case, engine)
+    for step in range(case.relaxation.steps):
+        for name in case.free:
+            descent = _held_descent(case, states[0], states[step], name, case.factors(step))
+            before, after, units = states[step][name], states[step + 1][name], case.free_units(name)
+            expected = before + case.relaxation.rate * descent
+            what = f"node {name!r}: its value after step {step}, from the present and forward values about it"
+            compare(what, after[units], expected[units], tolerance, largest(before, after), case)
+
+
+def _held_descent(
+    case: Case, forward: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str, factors: Mapping[str, float]
+) -> Tensor:
+    """−∂F_t/∂v of a node by what lies about it, at predictions and Jacobians of the forward values."""
+    network, inside = case.network, _neighbourhood(case, name)
+    known = {n: v if n in inside else torch.full_like(v, torch.nan) for n, v in forward.items()}
+    leaf = known[name].clone().requires_grad_()
+    predicted = predictions(network, {**known, name: leaf}, case.deterministic)
+    sent, own = leaf.new_zeros(()), torch.zeros_like(leaf)
+    for centre in _centres(case, name) & set(energetic(network, case.deterministic)):
+        node = network[centre]
+        precision = own_precision(network, centre)
+        scale = (
+            factors[centre] * node.energy_weight * (precision.detach() if isinstance(precision, Tensor) else precision)
+        )
+        value, prediction = state[centre], predicted[centre].detach()
+        if centre == name:
+            own = -node.energy_function.value_gradient(value, prediction, scale)
+        if predicted[centre].requires_grad:
+            sent = sent - (node.energy_function.prediction_gradient(value, prediction, scale) * predicted[centre]).sum()
+    if not sent.requires_grad:
+        return own
+    message = torch.autograd.grad(sent, leaf, allow_unused=True)[0]
+    return own if message is None else own + message
 
 
 def _neighbourhood(case: Case, name: str) -> set[str]:
