@@ -15,6 +15,6 @@ Ten words that this room uses, each for one thing:
 
 What lies where: ``problem`` (task, batch, state), ``engine`` (what can be asked), ``local_rules`` (SPEC §2 and §4 node
 by node, by autograd), ``reference`` (a loop over them: the oracle), ``reading`` (what nodes and edges show),
-``planning`` (wiring, liveness, plan), ``kernels`` (one file a family), and ``batched`` (groups, memory, the four stages
+``planning`` (wiring, liveness, plan), ``kernels`` (one file a family), and ``batched`` (groups, places, the four stages
 predict, errors, messages and gradients, and the program).
 """
