@@ -48,19 +48,52 @@ def read(network: Network, clamps: Clamps, options: tuple[torch.dtype, torch.dev
     return fits
 
 
-def _by_name(network: Network, clamps: Clamps) -> dict[str, Given]:
+def read_start(network: Network, start: Mapping[str | Node, Tensor], clamps: Mapping[str, Clamp]) -> dict[str, Tensor]:
+    """Where free nodes start, by node name.
+
+    Args:
+        network: whose nodes they are.
+        start: as the user gave it.
+        clamps: what is given beside it.
+
+    Raises:
+        ClampError: a value does not fit, or its node is none that moves; names the node.
+    """
+    first = next(iter(clamps.values())).value
+    found = {}
+    for name, value in _by_name(network, start, "init").items():
+        if name not in network.nodes:
+            raise ClampError(f"init {name!r}: no such node; the network has {listed(network.nodes)}")
+        node = network.nodes[name]
+        full = name in clamps and clamps[name].mask is None
+        if full or node.deterministic:
+            why = "is clamped" if full else "is deterministic, so that its value is its prediction"
+            raise ClampError(f"init {name!r}: the node {why}; leave it out")
+        found[name] = _value(name, value, node.shape, first.dtype, first.device, "init").detach()
+        if len(found[name]) != len(first):
+            raise ClampError(
+                f"init {name!r}: batch of {len(found[name])} given, but {next(iter(clamps))!r} is clamped for "
+                f"{len(first)}; give the same number of samples"
+            )
+        if not bool(torch.isfinite(found[name]).all()):
+            raise ClampError(f"init {name!r}: holds NaN or infinity; give finite values")
+    return found
+
+
+def _by_name(network: Network, clamps: Clamps, kind: str = "clamp") -> dict[str, Given]:
     if not isinstance(clamps, Mapping) or not all(isinstance(node, str | Node) for node in clamps):
+        what = "clamps" if kind == "clamp" else kind
         raise ClampError(
-            f"clamps: {type(clamps).__name__} given, expected a dictionary from nodes or their names to tensors, "
-            "such as {'input': images, 'output': targets}"
+            f"{what}: {type(clamps).__name__} given, expected a dictionary from nodes or their names to tensors, such "
+            "as {'input': images, 'output': targets}"
         )
     named = {}
     for node, given in clamps.items():
         name = node if isinstance(node, str) else node.name
         if not isinstance(node, str) and node not in network:
-            raise ClampError(f"clamp {name!r}: that node belongs to another network; pass this one's, or its name")
+            raise ClampError(f"{kind} {name!r}: that node belongs to another network; pass this one's, or its name")
         if name in named:
-            raise ClampError(f"clamp {name!r}: given twice, by name and by node; give it once")
+            raise ClampError(f"{kind} {name!r}: given twice, by name and by node; give it once")
         named[name] = given
     return named
 
@@ -95,23 +128,25 @@ def _clamp(network: Network, name: str, given: Given, dtype: torch.dtype, device
     return Clamp(value.detach(), mask)
 
 
-def _value(name: str, value: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _value(
+    name: str, value: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, kind: str = "clamp"
+) -> Tensor:
     expected = f"(batch, {', '.join(map(str, shape))})"
     if not isinstance(value, Tensor):
-        raise ClampError(f"clamp {name!r}: {type(value).__name__} given, expected a tensor {expected}")
+        raise ClampError(f"{kind} {name!r}: {type(value).__name__} given, expected a tensor {expected}")
     if value.layout is not torch.strided or value.is_quantized or value.is_nested:
         raise ClampError(
-            f"clamp {name!r}: a tensor of layout {value.layout} given, expected a dense one; use to_dense()"
+            f"{kind} {name!r}: a tensor of layout {value.layout} given, expected a dense one; use to_dense()"
         )
     if value.dim() == 0 or tuple(value.shape[1:]) != shape or len(value) == 0:
         classes = value.dim() == len(shape) == 1 and not value.is_floating_point()
         one_hot = "class numbers have to be made one-hot (torch.nn.functional.one_hot)"
         mend = one_hot if classes else "the batch is the first axis"
         raise ClampError(
-            f"clamp {name!r}: shape {tuple(value.shape)} given, expected {expected} with at least one sample; {mend}"
+            f"{kind} {name!r}: shape {tuple(value.shape)} given, expected {expected} with at least one sample; {mend}"
         )
     if value.dtype != dtype:
-        raise ClampError(f"clamp {name!r}: dtype {value.dtype} given, expected {dtype} as the network; convert it")
+        raise ClampError(f"{kind} {name!r}: dtype {value.dtype} given, expected {dtype} as the network; convert it")
     if value.device != device:
-        raise ClampError(f"clamp {name!r}: on device {value.device}, expected {device} as the network; move one")
+        raise ClampError(f"{kind} {name!r}: on device {value.device}, expected {device} as the network; move one")
     return value.clone() if value.is_inference() else value

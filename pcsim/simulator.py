@@ -6,7 +6,7 @@ import copy
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar
 from weakref import WeakKeyDictionary
@@ -36,6 +36,7 @@ from pcsim.graph import checks
 from pcsim.graph.clamping import Clamping
 from pcsim.graph.fingerprint import Fingerprint
 from pcsim.graph.network import Network
+from pcsim.graph.node import Node
 from pcsim.graph.probing import in_mode
 from pcsim.messages import instead_of, listed
 from pcsim.trace import Trace
@@ -125,12 +126,14 @@ class Simulator:
 
     # Running
 
-    def infer(self, clamps: Clamps, *, record: bool = False) -> Trace:
+    def infer(self, clamps: Clamps, *, record: bool = False, init: Mapping[str | Node, Tensor] | None = None) -> Trace:
         """Relax the free nodes; afterwards each node and edge shows its state.
 
         Args:
             clamps: what is given.
             record: keep every node's energy at every step in the trace.
+            init: where free nodes start, by node or name, (batch, *shape), instead of where the forward pass, or
+                ``start="previous"``, puts them.
 
         Raises:
             ClampError: a clamp does not fit.
@@ -139,7 +142,7 @@ class Simulator:
             DivergenceError: a latent became NaN or infinite; the last good state stays.
         """
         with self._turn():
-            return self._finish(self._relax(*self._problem(clamps, record)))
+            return self._finish(self._relax(*self._problem(clamps, record, init=init)))
 
     def learn(self, optimizer: Optimizer) -> None:
         """One local weight update from the relaxed state: fill ``.grad`` anew and step the optimizer.
@@ -216,7 +219,7 @@ class Simulator:
             return {parameter: gradient.neg() for parameter, gradient in gradients.items()}
         first = {parameter: 0.5 * gradient for parameter, gradient in gradients.items()}
         batch = attrs.evolve(state.batch, nudge=-nudging.beta)
-        other = self.engine.relax(attrs.evolve(state.task, record=False), batch, state)
+        other = self.engine.relax(attrs.evolve(state.task, record=False), batch)
         for parameter, gradient in self.engine.gradients(other).items():
             first[parameter] = first.get(parameter, 0.0) - 0.5 * gradient
         return first
@@ -259,7 +262,7 @@ class Simulator:
         weights = [parameter.detach().clone() for parameter in self.network.parameters()]
         moments = copy.deepcopy(optimizer.state_dict())
         try:
-            return self.engine.relax(task, batch, self._state, learn)
+            return self.engine.relax(task, batch, learn)
         except BaseException:
             with torch.no_grad():
                 for parameter, before in zip(self.network.parameters(), weights, strict=True):
@@ -268,7 +271,7 @@ class Simulator:
             raise
 
     def _relax(self, task: Task, batch: Batch) -> State:
-        state = self.engine.relax(task, batch, self._state)
+        state = self.engine.relax(task, batch)
         if not task.clamping.free:  # no latent moves, so that the engine has none to look at
             for name in task.clamping.targets:
                 if not finite(state.forward_prediction[name]):
@@ -348,14 +351,23 @@ class Simulator:
     # What a run is given
 
     def _problem(
-        self, clamps: Clamps, record: bool, *, predicting: bool = False, updating: bool = False
+        self,
+        clamps: Clamps,
+        record: bool,
+        *,
+        predicting: bool = False,
+        updating: bool = False,
+        init: Mapping[str | Node, Tensor] | None = None,
     ) -> tuple[Task, Batch]:
         fingerprint = self.network.fingerprint()
         fits = given.read(self.network, clamps, fingerprint.tensor_options)
         first = next(iter(fits.values())).value
         if len(first) == 1 and not predicting:
             checks.single_sample(self.network)
-        clamping = self._clamping(fits, predicting)
+        begun = {} if predicting else self._carried(fits)
+        if init is not None:
+            begun |= given.read_start(self.network, init, fits)
+        clamping = self._clamping(fits, predicting, frozenset(begun))
         relaxation = self.relaxation
         if predicting:
             steps = 0 if clamping.feedforward else relaxation.steps
@@ -372,7 +384,22 @@ class Simulator:
             self._check_task(task)
         seed = int(torch.randint(2**31, ()).item()) if fingerprint.stochastic and not predicting else 0
         nudge = 1.0 if nudging is None else nudging.beta
-        return task, Batch(fits, len(first), first.dtype, first.device, seed, nudge)
+        begun = {name: value for name, value in begun.items() if name in clamping.placed}
+        return task, Batch(fits, len(first), first.dtype, first.device, seed, nudge, begun)
+
+    def _carried(self, fits: Mapping[str, Clamp]) -> dict[str, Tensor]:
+        """Values of the last run that ``start="previous"`` begins with: of nodes and a batch of the same size."""
+        if self.relaxation.start != "previous" or self._state is None or self.rule.backprop:
+            return {}
+        first, last = next(iter(fits.values())).value, self._state.value
+        full = {name for name, clamp in fits.items() if clamp.mask is None}
+        found = {}
+        for name, node in self.network.nodes.items():
+            if name in last and name not in full and not node.deterministic:
+                before = last[name]
+                if before.shape == (len(first), *node.shape):
+                    found[name] = before.to(first.device, first.dtype, copy=True)
+        return found
 
     def _check_task(self, task: Task) -> None:
         combined = task, self.nudging
@@ -394,13 +421,13 @@ class Simulator:
             check_delay(self.network, task.relaxation)
         self._checked.add(combined)
 
-    def _clamping(self, fits: dict[str, Clamp], predicting: bool) -> Clamping:
+    def _clamping(self, fits: dict[str, Clamp], predicting: bool, carried: frozenset[str]) -> Clamping:
         full = frozenset(name for name, clamp in fits.items() if clamp.mask is None)
         partial = frozenset(fits) - full
         backprop = self.rule.backprop and not predicting
-        key = (self.network.revision, full, partial, backprop, predicting)
+        key = (self.network.revision, full, partial, backprop, predicting, carried)
         if key not in self._clampings:
-            clamping = Clamping(self.network, full, partial, backprop, predicting)
+            clamping = Clamping(self.network, full, partial, backprop, predicting, carried)
             _ = clamping.order  # refuses cycles that have no value to start from
             self._clampings = {k: c for k, c in self._clampings.items() if k[0] == self.network.revision}
             self._checked.clear()

@@ -701,3 +701,26 @@ def test_what_is_no_module_is_refused_where_it_is_given(given: object, mend: str
         net.add_edge("x", "y", given)  # type: ignore[arg-type]
     assert list(net.nodes) == ["x", "y"]
     assert not net.edges
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ({"nobody": torch.zeros(2, 3)}, "init 'nobody': no such node; the network has"),
+        ({"x": torch.zeros(2, 3)}, "init 'x': the node is clamped; leave it out"),
+        ({"sum": torch.zeros(2, 3)}, "init 'sum': the node is deterministic, so that its value is its prediction"),
+        ({"hidden": torch.zeros(2, 4)}, r"init 'hidden': shape \(2, 4\) given, expected \(batch, 3\)"),
+        ({"hidden": torch.zeros(1, 3)}, "init 'hidden': batch of 1 given, but 'x' is clamped for 2"),
+        ({"hidden": torch.full((2, 3), torch.nan)}, "init 'hidden': holds NaN or infinity"),
+        ([torch.zeros(2, 3)], "init: list given, expected a dictionary from nodes or their names"),
+    ],
+)
+def test_where_nodes_start_is_checked(init: Any, message: str) -> None:
+    net = pcsim.Network()
+    net.add_node("x", (3,))
+    net.add_node("sum", (3,), deterministic=True)
+    net.add_node("hidden", (3,))
+    net.add_edge("x", "sum")
+    net.add_edge("sum", "hidden")
+    with pytest.raises(pcsim.errors.ClampError, match=message):
+        pcsim.Simulator(net).infer({"x": torch.zeros(2, 3)}, init=init)

@@ -204,6 +204,35 @@ def one_sample(clamps: verify.NamedClamps, index: int) -> verify.NamedClamps:
 
 
 @thorough
+@given(
+    case=verify.cases(SMALL, rules=LOCAL_RULES[:1], momentum=False, most_steps=1),
+    engine=st.sampled_from(("batched", "reference")),
+)
+def test_a_relaxation_goes_on_where_the_last_one_ended_or_where_it_is_put(case: Case, engine: str) -> None:
+    """Nine steps are four, and five from there, on any graph."""
+    net = case.network
+
+    def relaxed(steps: int, start: str = "zeros") -> pcsim.Relaxation:
+        return pcsim.Relaxation(steps, 0.1, start=start)
+
+    sim = pcsim.Simulator(net, relaxed(9), engine=engine)
+    sim.infer(case.clamps)
+    expected = values(net)
+    sim.relaxation = relaxed(4, "previous")
+    fresh = pcsim.Simulator(net, relaxed(4, "previous"), engine=engine)
+    fresh.infer(case.clamps)
+    there = values(net)
+    fresh.relaxation = relaxed(5, "previous")
+    fresh.infer(case.clamps)
+    for name, value in values(net).items():
+        assert close(value, expected[name]), name
+    put = pcsim.Simulator(net, relaxed(5), engine=engine)
+    put.infer(case.clamps, init={name: there[name] for name in case.free})
+    for name, value in values(net).items():
+        assert close(value, expected[name]), name
+
+
+@thorough
 @given(case=verify.cases(SMALL, rules=LOCAL_RULES[:2], most_steps=3, targets=True))
 def test_a_sample_does_not_depend_on_the_batch_and_gradients_are_means_over_it(case: Case) -> None:
     assume(case.batch > 1 and teaches(case))

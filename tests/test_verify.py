@@ -55,8 +55,8 @@ class Forgetful(ReferenceEngine):
 class Telepathic(ReferenceEngine):
     """Lets one node feel a distant one."""
 
-    def relax(self, problem: Any, previous: Any = None, learn: Any = None) -> Any:
-        state = super().relax(problem, previous, learn)
+    def relax(self, problem: Any, batch: Any, learn: Any = None) -> Any:
+        state = super().relax(problem, batch, learn)
         if problem.relaxation.steps:
             state.value["n1"] = state.value["n1"] + 0.1 * state.value["n3"].mean()
         return state
@@ -65,8 +65,8 @@ class Telepathic(ReferenceEngine):
 class Sentimental(ReferenceEngine):
     """Lets one node feel where it started."""
 
-    def relax(self, problem: Any, previous: Any = None, learn: Any = None) -> Any:
-        state = super().relax(problem, previous, learn)
+    def relax(self, problem: Any, batch: Any, learn: Any = None) -> Any:
+        state = super().relax(problem, batch, learn)
         state.value["n1"] = state.value["n1"] + 0.1 * problem.relaxation.steps * state.forward_value["n1"]
         return state
 
@@ -74,8 +74,8 @@ class Sentimental(ReferenceEngine):
 class Climbing(ReferenceEngine):
     """Ascends the energy."""
 
-    def relax(self, problem: Any, previous: Any = None, learn: Any = None) -> Any:
-        state = super().relax(problem, previous, learn)
+    def relax(self, problem: Any, batch: Any, learn: Any = None) -> Any:
+        state = super().relax(problem, batch, learn)
         for name in problem.clamping.free if problem.relaxation.steps else ():
             state.value[name] = 2 * state.forward_value[name] - state.value[name]
         return state

@@ -32,8 +32,9 @@ class Relaxation:
         nesterov: look ahead along the momentum; needs momentum.
         tolerance: stop once the largest update of any unit falls under it (and every node has been reached); None
             runs all steps.
-        start: values at the start where no feed-forward pass gives them (cycles, free roots without a prior): "zeros",
-            or "previous" for those of the last run on a batch of that size, zeros if there was none.
+        start: "zeros" begins with a forward pass, and with zeros where it gives no value (cycles, free roots without a
+            prior); "previous" begins every free node where the last run on a batch of that size has left it, as
+            "zeros" if there was none: for streams, whose input changes while the network keeps relaxing.
         hold_predictions: the fixed-prediction assumption (arXiv 2006.04182): predictions and Jacobians stay those of
             the forward pass, so that each node compares with a prediction that it keeps. The energy is then quadratic
             in the free values; at its minimum under constant precision the errors are backprop's, on any graph

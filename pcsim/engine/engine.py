@@ -36,7 +36,6 @@ class Engine(ABC):
         self,
         task: Task,
         batch: Batch,
-        previous: State | None = None,
         learn: Callable[[Gradients], None] | None = None,
     ) -> State:
         """Start feed-forward, then take T inference steps (SPEC §2).
@@ -44,7 +43,6 @@ class Engine(ABC):
         Args:
             task: what to relax.
             batch: on what.
-            previous: state whose values ``start="previous"`` begins with.
             learn: called after every inference step with the gradients of F_t at the state before it (SPEC §4,
                 incremental) where the task learns each step; None elsewhere.
 

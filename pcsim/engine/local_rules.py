@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pcsim.dynamics.learning import LearningRule
-from pcsim.engine.problem import Batch, Record, State, Task, origin, precision_gradient, record
+from pcsim.engine.problem import Batch, Record, State, Task, precision_gradient, record
 from pcsim.engine.reached import Reached
 from pcsim.errors import DivergenceError
 from pcsim.graph.energy import Scale
@@ -222,7 +222,7 @@ class Evaluation:
         return sorted(names, key=self._position.__getitem__)
 
 
-def start(task: Task, batch: Batch, previous: State | None) -> State:
+def start(task: Task, batch: Batch) -> State:
     """The feed-forward start, and the stated rule where no forward pass gives a value (SPEC §2, Start)."""
     clamping, nodes = task.clamping, task.network.nodes
     value: dict[str, Tensor] = {}
@@ -231,8 +231,8 @@ def start(task: Task, batch: Batch, previous: State | None) -> State:
         for name in component:
             if name in clamping.full:
                 value[name] = batch.clamps[name].value.clone(memory_format=torch.contiguous_format)
-            elif name not in clamping.deterministic and (name in clamping.cyclic or not nodes[name].predicted):
-                value[name] = batch.clamped(name, origin(task, batch, nodes[name], previous))
+            elif name in clamping.placed:
+                value[name] = batch.clamped(name, batch.origin(nodes[name]))
         for name in sorted(component, key=clamping.position.__getitem__):
             if name not in value:
                 prediction[name] = predict(task, batch, name, value)
@@ -258,13 +258,13 @@ def predict(task: Task, batch: Batch, name: str, value: Mapping[str, Tensor], *,
         return node.predict_from_prior(batch.size).clone(memory_format=torch.contiguous_format)
 
 
-def begin(task: Task, batch: Batch, previous: State | None) -> State:
+def begin(task: Task, batch: Batch) -> State:
     """The start, and whether every free node has a finite value there.
 
     Raises:
         DivergenceError: one has not; names it, and the module or the weights that made it so.
     """
-    state = start(task, batch, previous)
+    state = start(task, batch)
     lost = next((name for name in task.clamping.free if not finite(state.value[name])), None)
     if lost is not None:
         raise divergence(task, lost, None, blamed(Evaluation(state, 0)))
@@ -384,8 +384,7 @@ def arrived(state: State) -> dict[nn.Parameter, Tensor]:
     of the deterministic nodes through which it passes.
     """
     task = attrs.evolve(state.task, record=False)
-    before = attrs.evolve(state, value=state.forward_value)
-    again, reached, total = begin(task, state.batch, before), Reached(task), dict[nn.Parameter, Tensor]()
+    again, reached, total = begin(task, state.batch), Reached(task), dict[nn.Parameter, Tensor]()
     for step, now in enumerate(steps(again)):
         if step == state.steps:
             break

@@ -115,6 +115,7 @@ class Batch:
         device: of all values.
         seed: what the modules' random draws start from; the same throughout the batch.
         nudge: how far from their forward prediction to what is given clamped targets are, −1 to 1; 1 is there.
+        start: where placed nodes start, by name, (batch, *shape); the others of them at zero.
     """
 
     clamps: Mapping[str, Clamp]
@@ -123,6 +124,13 @@ class Batch:
     device: torch.device
     seed: int = 0
     nudge: float = 1.0
+    start: Mapping[str, Tensor] = attrs.field(factory=dict)
+
+    def origin(self, node: Node) -> Tensor:
+        """Where a placed node starts (SPEC §2, Start), (batch, *shape), in a tensor of its own."""
+        if node.name in self.start:
+            return self.start[node.name].clone(memory_format=torch.contiguous_format)
+        return torch.zeros(self.size, *node.shape, dtype=self.dtype, device=self.device)
 
     def clamped(self, name: str, value: Tensor) -> Tensor:
         """A node's value with what is given of it put in."""
@@ -206,16 +214,6 @@ class State:
     def last_step(self) -> int:
         """The step whose precision weighs what is read from this state: the last one taken."""
         return max(self.steps - 1, 0)
-
-
-def origin(task: Task, batch: Batch, node: Node, previous: State | None) -> Tensor:
-    """Where a node starts that no forward pass reaches (SPEC §2, Start), (batch, *shape)."""
-    shape = (batch.size, *node.shape)
-    if task.relaxation.start == "previous" and previous is not None:
-        before = previous.value.get(node.name)
-        if before is not None and before.shape == shape:
-            return before.to(batch.device, batch.dtype, copy=True)
-    return torch.zeros(shape, dtype=batch.dtype, device=batch.device)
 
 
 def record(task: Task, batch: Batch, step: int, compared: Callable[[str], tuple[Tensor, Tensor]]) -> Record:

@@ -21,7 +21,7 @@ class Reached:
         self._live = {
             name
             for name in clamping.energetic
-            if name in clamping.full | clamping.partial | clamping.cyclic
+            if name in clamping.full | clamping.partial | clamping.placed
             or not nodes[name].energy_function.rests_at_prediction
         }
         """Nodes with an energy whose error may differ from zero."""

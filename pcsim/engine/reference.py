@@ -24,20 +24,19 @@ class ReferenceEngine(Engine):
     def predict(self, task: Task, batch: Batch) -> dict[str, Tensor]:
         """Values after the feed-forward start alone (SPEC §2, Start), by node name."""
         with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
-            return dict(local_rules.start(task, batch, None).value)
+            return dict(local_rules.start(task, batch).value)
 
     def relax(
         self,
         task: Task,
         batch: Batch,
-        previous: State | None = None,
         learn: Callable[[Gradients], None] | None = None,
     ) -> State:
         """Start feed-forward, then take T inference steps (SPEC §2)."""
         reached, records = Reached(task), []
         waiting: Gradients | None = None
         with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
-            state = local_rules.begin(task, batch, previous)
+            state = local_rules.begin(task, batch)
             for now in local_rules.steps(state):
                 if learn is not None and waiting is not None:
                     learn(waiting)

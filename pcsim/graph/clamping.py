@@ -24,6 +24,7 @@ class Clamping:
         partial: nodes of which some units are given.
         backprop: treat every free node as deterministic (SPEC §4).
         predicting: treat free sinks whose energy has no minimum as deterministic: their value is what they predict.
+        carried: free nodes that start at a given value instead of that of the forward pass.
 
     Raises:
         ClampError: a name is unknown, or a node cannot be clamped in this way.
@@ -35,6 +36,7 @@ class Clamping:
     partial: frozenset[str] = frozenset()
     backprop: bool = False
     predicting: bool = False
+    carried: frozenset[str] = frozenset()
 
     def __attrs_post_init__(self) -> None:
         known = self.network.nodes
@@ -95,7 +97,7 @@ class Clamping:
         """Free nodes that start at their prediction, all units of them, with a Gaussian energy: what moves such a node
         is kept apart from its value, and is its error as long as its prediction stays (SPEC §7).
         """
-        nodes, apart = self.network.nodes, self.cyclic | self.partial
+        nodes, apart = self.network.nodes, self.placed | self.partial
         return tuple(
             name
             for name in self.free
@@ -128,6 +130,12 @@ class Clamping:
         on_cycle = {name for component in self.components if len(component) > 1 for name in component}
         loops = {e.source_name for e in self.network.edges.values() if e.source_name == e.target_name}
         return frozenset(on_cycle | (loops - self.full))
+
+    @cached_property
+    def placed(self) -> frozenset[str]:
+        """Free nodes to which no forward pass gives their value at the start: on a cycle, unpredicted, or carried."""
+        nodes = self.network.nodes
+        return frozenset(name for name in self.free if name in self.cyclic | self.carried or not nodes[name].predicted)
 
     @cached_property
     def feedforward(self) -> bool:

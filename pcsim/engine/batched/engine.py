@@ -89,7 +89,7 @@ class BatchedEngine(Engine):
         """Values after the feed-forward start alone (SPEC §2, Start), by a program of no steps."""
         program = self._program(task, batch)
         with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
-            program.load(batch, None)
+            program.load(batch)
             for operation in program.start:
                 operation.call()
             values = program.state(batch, 0).value
@@ -99,7 +99,6 @@ class BatchedEngine(Engine):
         self,
         task: Task,
         batch: Batch,
-        previous: State | None = None,
         learn: Callable[[Gradients], None] | None = None,
     ) -> State:
         """Start feed-forward, then take T inference steps (SPEC §2)."""
@@ -107,7 +106,7 @@ class BatchedEngine(Engine):
         self._latest = None
         recorded = []
         with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
-            program.load(batch, previous)
+            program.load(batch)
             for operation in program.start:
                 operation.call()
             steps = 0
@@ -121,7 +120,7 @@ class BatchedEngine(Engine):
                     call()
                 if learn is not None:
                     if not program.finite(steps):
-                        raise self._divergence(program, batch, previous, steps)
+                        raise self._divergence(program, batch, steps)
                     learn(gradients := program.found())
                     program.bring_learned(gradients)
                 if task.relaxation.tolerance is not None and task.settled(program.largest.update, steps - 1):
@@ -129,7 +128,7 @@ class BatchedEngine(Engine):
                 program.largest.update = 0.0
             program.largest.update = 0.0
             if not program.finite(steps):
-                raise self._divergence(program, batch, previous, steps)
+                raise self._divergence(program, batch, steps)
             state = program.state(batch, steps)
             if task.record:
                 for operation in program.closing(steps):
@@ -209,12 +208,12 @@ class BatchedEngine(Engine):
             del self._programs[forgotten]
         return turns.next(self.shown)
 
-    def _divergence(self, program: Program, batch: Batch, previous: State | None, steps: int) -> DivergenceError:
+    def _divergence(self, program: Program, batch: Batch, steps: int) -> DivergenceError:
         """The error that names the node and the step; found by the local rules if only the end is known."""
         task = program.plan.task
         if not task.learns_each_step:
             try:
-                for _ in local_rules.steps(local_rules.begin(attrs.evolve(task, record=False), batch, previous)):
+                for _ in local_rules.steps(local_rules.begin(attrs.evolve(task, record=False), batch)):
                     pass
             except DivergenceError as error:
                 return error

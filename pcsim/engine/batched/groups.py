@@ -208,7 +208,7 @@ def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
             bool(wiring.deterministic[position]),
             bool(plan.received[position]),
             node.predicted,
-            node.name in clamping.cyclic,
+            node.name in clamping.placed,
             node.shape,
             shape,
             None if chain is None else _signature(chain),

@@ -16,7 +16,7 @@ from pcsim.engine.kernels.autograd import Traced
 from pcsim.engine.kernels.kernel import Call
 from pcsim.engine.planning.plan import Plan
 from pcsim.engine.planning.wiring import Positions
-from pcsim.engine.problem import Batch, State, origin
+from pcsim.engine.problem import Batch
 
 
 class NodeMemory:
@@ -45,7 +45,7 @@ class NodeMemory:
         self.names = [member.name for member in group.nodes]
         clamping = plan.task.clamping
         self.partial = node.name in clamping.partial
-        self.starts_forward = node.predicted and not group.given and node.name not in clamping.cyclic
+        self.starts_forward = node.predicted and not group.given and node.name not in clamping.placed
         self.energy_weight, self.own_precision = (
             own[group.positions] for own in (plan.wiring.energy_weight, plan.wiring.own_precision)
         )
@@ -148,7 +148,7 @@ class NodeMemory:
             self._parts[name, run] = self._arena.part((self._key, name), stack, rows)
         return self._parts[name, run]
 
-    def load(self, batch: Batch, previous: State | None, plan: Plan) -> None:
+    def load(self, batch: Batch, plan: Plan) -> None:
         """Take over a batch: clamped values, and the start of what no forward pass reaches."""
         value = self.tensors["value"]
         if self.group.given:
@@ -156,7 +156,7 @@ class NodeMemory:
                 value[row].copy_(batch.clamps[name].value)
         elif not self.starts_forward and not self.group.deterministic:
             for row, node in enumerate(self.group.nodes):
-                value[row].copy_(origin(plan.task, batch, node, previous))
+                value[row].copy_(batch.origin(node))
             if self.partial:
                 self.clamp()
         if not plan.task.relaxation.plain and not (self.group.given or self.group.deterministic):

@@ -90,12 +90,12 @@ class Program:
 
     # Start
 
-    def load(self, batch: Batch, previous: State | None) -> None:
+    def load(self, batch: Batch) -> None:
         """Take over what a new batch gives: clamps, masks, the seed of random draws; and the present weights."""
         self._memory.batch = batch
         self._bring_weights()
         for node in self._memory.nodes:
-            node.load(batch, previous, self.plan)
+            node.load(batch, self.plan)
 
     def _compile_start(self) -> list[Operation]:
         depth = self._depths()
@@ -132,7 +132,7 @@ class Program:
         for component in clamping.components:
             for name in sorted(component, key=clamping.position.__getitem__):
                 node, inner = nodes[place[name]], name in clamping.deterministic
-                if inner or (name not in clamping.full and name not in clamping.cyclic and node.predicted):
+                if inner or (name not in clamping.full and name not in clamping.placed and node.predicted):
                     before = (int(depth[place[edge.source_name]]) for edge in node.incoming)
                     depth[place[name]] = 1 + max(before, default=0)
         return depth

@@ -48,7 +48,7 @@ class Wiring:
         self.deepest = int(self.level.max(initial=0))
         restless = np.array([not node.energy_function.rests_at_prediction for node in self.nodes], bool)
         given = self._mask(clamping.full, place) | partial
-        self.live_at_start = self.energetic & (given | self._mask(clamping.cyclic, place) | restless)
+        self.live_at_start = self.energetic & (given | self._mask(clamping.placed, place) | restless)
         self.generations = self._generations([place[name] for name in clamping.deterministic_order])
         """Deterministic nodes by how many deterministic ones lie before them, with the edges into each generation."""
         self.generation = np.full(len(self.nodes), len(self.generations), np.intp)
