@@ -22,6 +22,7 @@ from pcsim.engine.reference import ReferenceEngine
 from pcsim.errors import EnergyWarning, PCError, PCWarning, PrecisionWarning
 from pcsim.graph.combining import Concatenate, Product, Sum
 from pcsim.graph.edge import Edge
+from pcsim.graph.energies import Bernoulli, CorrelatedGaussian, Huber, Laplace, StudentT
 from pcsim.graph.energy import CrossEntropy, Energy, Gaussian, LearnedPrecision
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
@@ -39,11 +40,13 @@ __all__ = [
     "Backprop",
     "BatchRecord",
     "BatchedEngine",
+    "Bernoulli",
     "Call",
     "Callback",
     "Checkpoint",
     "Concatenate",
     "Constant",
+    "CorrelatedGaussian",
     "CrossEntropy",
     "Decaying",
     "EarlyStopping",
@@ -56,8 +59,10 @@ __all__ = [
     "ForwardUpdate",
     "Gaussian",
     "History",
+    "Huber",
     "IncrementalUpdate",
     "Kernel",
+    "Laplace",
     "LearnedPrecision",
     "LearningRule",
     "Metric",
@@ -75,6 +80,7 @@ __all__ = [
     "SettledUpdate",
     "Simulator",
     "Spiking",
+    "StudentT",
     "Sum",
     "Trace",
     "Trainer",

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 import pytest
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
+from scipy import special, stats
 from torch import Tensor, nn, optim
 from torch.nn import functional
 
@@ -531,6 +533,86 @@ def test_a_user_s_energy_has_the_derivatives_of_its_formula(
     with torch.no_grad():
         assert_close(energy.value_gradient(value, prediction, 1.7), 1.7 * slope(value - prediction))
         assert_close(energy.prediction_gradient(value, prediction, 1.7), -1.7 * slope(value - prediction))
+
+
+COVARIANCE = torch.tensor([[2.0, 0.6, 0.1], [0.6, 1.0, -0.3], [0.1, -0.3, 0.5]], dtype=torch.float64)
+LIKELIHOODS: dict[pcsim.Energy, Callable[[Tensor, Tensor], npt.NDArray[np.float64]]] = {
+    pcsim.Laplace(0.7): lambda v, u: stats.laplace.logpdf(v, u, 0.7),
+    pcsim.StudentT(4.5): lambda v, u: stats.t.logpdf(v, 4.5, u),
+    pcsim.Bernoulli(): lambda v, u: stats.bernoulli.logpmf(v.round(), special.expit(u)),
+    pcsim.CorrelatedGaussian(COVARIANCE): lambda v, u: np.array(
+        [stats.multivariate_normal.logpdf(a, b, COVARIANCE) for a, b in zip(v, u, strict=True)]
+    ),
+}
+
+
+@pytest.mark.parametrize("energy", LIKELIHOODS, ids=lambda energy: type(energy).__name__)
+def test_an_energy_is_a_negative_log_likelihood_up_to_a_constant(energy: pcsim.Energy) -> None:
+    value, prediction = draw(5, 3), draw(5, 3)
+    if isinstance(energy, pcsim.Bernoulli):
+        value = (value > 0).double()
+    own = energy.unit_energy(value, prediction).numpy()
+    likelihood = LIKELIHOODS[energy](value.numpy(), prediction.numpy())
+    gap = own + likelihood.reshape(own.shape)
+    np.testing.assert_allclose(gap, gap.flat[0], rtol=0, atol=1e-12)
+
+
+ENERGIES = (*LIKELIHOODS, pcsim.Huber(0.8), pcsim.CrossEntropy(axis=1), pcsim.CrossEntropy(axis=-1))
+
+
+@pytest.mark.parametrize("energy", ENERGIES, ids=repr)
+def test_energies_have_the_derivatives_of_their_formula(energy: pcsim.Energy) -> None:
+    shape = (3,) if isinstance(energy, pcsim.CorrelatedGaussian) else (3, 2)
+    value, prediction, scale = draw(4, *shape), draw(4, *shape), 1.7
+    by_formula = pcsim.Energy.value_gradient(energy, value, prediction, scale)
+    assert_close(energy.value_gradient(value, prediction, scale), by_formula, 1e-12)
+    by_formula = pcsim.Energy.prediction_gradient(energy, value, prediction, scale)
+    assert_close(energy.prediction_gradient(value, prediction, scale), by_formula, 1e-12)
+    if energy.rests_at_prediction:
+        for gradient in (energy.value_gradient, energy.prediction_gradient):
+            assert not gradient(value, value, scale).any()
+
+
+@pytest.mark.parametrize("energy", [e for e in ENERGIES if e.has_minimum], ids=repr)
+def test_a_free_node_rests_where_an_energy_balances_its_children(engine: str, energy: pcsim.Energy) -> None:
+    """One free node between a clamped source and a clamped target: ∂E/∂v = target − v at rest."""
+    net = pcsim.Network()
+    for name, own in (("x", None), ("v", energy), ("y", None)):
+        net.add_node(name, (3,), energy=own)
+    net.add_edge("x", "v")
+    net.add_edge("v", "y")
+    given = {"x": draw(2, 3), "y": draw(2, 3)}
+    pcsim.Simulator(net, pcsim.Relaxation(4000, 0.02), engine=engine).infer(given)
+    value = net["v"].value
+    pull, message = energy.value_gradient(value, given["x"], 1.0), given["y"] - value
+    if isinstance(energy, pcsim.Laplace):  # its pull jumps at the prediction, about which the value hovers
+        apart = (value - given["x"]).abs() > 0.1
+        pull, message = pull[apart], message[apart]
+    assert_close(pull, message, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: pcsim.Laplace(0), "Laplace.width: given 0, expected a positive finite number"),
+        (lambda: pcsim.Huber(-1.0), "Huber.threshold: given -1.0, expected a positive"),
+        (lambda: pcsim.StudentT(float("inf")), "StudentT.freedom: given inf"),
+        (lambda: pcsim.CrossEntropy(1.5), "CrossEntropy.axis: given 1.5"),
+        (lambda: pcsim.CorrelatedGaussian(torch.ones(2)), r"covariance: given \(2,\), expected a square matrix"),
+        (lambda: pcsim.CorrelatedGaussian(-torch.eye(2)), "expected a symmetric, positive definite matrix"),
+    ],
+)
+def test_energies_say_what_they_take(make: Callable[[], pcsim.Energy], message: str) -> None:
+    with pytest.raises(pcsim.errors.GraphError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("energy", "shape"), [(pcsim.CrossEntropy(axis=2), (3, 2)), (pcsim.CorrelatedGaussian(COVARIANCE), (4,))]
+)
+def test_an_energy_that_does_not_fit_its_node_is_refused(energy: pcsim.Energy, shape: tuple[int, ...]) -> None:
+    with pytest.raises(pcsim.errors.GraphError, match="'y'"):
+        pcsim.Network().add_node("y", shape, energy=energy)
 
 
 @pytest.mark.parametrize(

@@ -73,9 +73,9 @@ def energy(node: Node, given: object, *, per_unit: bool) -> None:
         per_unit: the node's precision is one number for each unit.
     """
     if not isinstance(given, Energy):
-        mend = instead_of(given, Energy, "write Gaussian(), CrossEntropy(), or one of your own")
+        mend = instead_of(given, Energy, "write Gaussian(), CrossEntropy(), another of pcsim's, or one of your own")
         raise GraphError(f"node {node.name!r}: energy {given!r} given, expected an instance of Energy; {mend}")
-    if type(given).__module__ == Energy.__module__:
+    if given.gaussian:
         return
     value = torch.full((PROBE_BATCH, *node.shape), 0.5)
     try:

@@ -96,26 +96,41 @@ class Gaussian(Energy):
 
 @attrs.frozen
 class CrossEntropy(Energy):
-    """−Σ value · log softmax(prediction) along the first axis of the node's shape (arXiv 2407.01163, §2).
+    """−Σ value · log softmax(prediction) along an axis of the node's shape (arXiv 2407.01163, §2).
 
     The value is a distribution over classes (a one-hot target, say) and the prediction holds logits. It is linear in
     the value and so has no minimum in it: for clamped nodes.
+
+    Args:
+        axis: of the classes in the node's shape, the batch axis left out; the first by default.
+
+    Raises:
+        GraphError: the axis is no whole number.
     """
 
     has_minimum: ClassVar[bool] = False
+    axis: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.axis, bool) or not isinstance(self.axis, int):
+            raise GraphError(f"CrossEntropy.axis: given {self.axis!r}, expected a whole number")
+
+    @property
+    def _axis(self) -> int:
+        return self.axis + 1 if self.axis >= 0 else self.axis
 
     def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
-        """−value · log softmax(prediction), (batch, classes, ...)."""
-        return -value * torch.log_softmax(prediction, 1)
+        """−value · log softmax(prediction), (batch, *shape)."""
+        return -value * torch.log_softmax(prediction, self._axis)
 
     def value_gradient(self, value: Tensor, prediction: Tensor, scale: Scale) -> Tensor:
-        """−scale · log softmax(prediction), (batch, classes, ...)."""
-        return -scale * torch.log_softmax(prediction, 1)
+        """−scale · log softmax(prediction), (batch, *shape)."""
+        return -scale * torch.log_softmax(prediction, self._axis)
 
     def prediction_gradient(self, value: Tensor, prediction: Tensor, scale: Scale) -> Tensor:
-        """softmax(prediction) · Σ(scale · value) − scale · value, (batch, classes, ...)."""
+        """softmax(prediction) · Σ(scale · value) − scale · value, (batch, *shape)."""
         weighted = scale * value
-        return torch.softmax(prediction, 1) * weighted.sum(1, keepdim=True) - weighted
+        return torch.softmax(prediction, self._axis) * weighted.sum(self._axis, keepdim=True) - weighted
 
 
 def _positive(instance: object, attribute: attrs.Attribute[float], number: float) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from pcsim.arguments import constructor_arguments
 from pcsim.errors import FileError, SettingError
 from pcsim.graph.combining import Concatenate, Product, Sum
+from pcsim.graph.energies import Bernoulli, CorrelatedGaussian, Huber, Laplace, StudentT
 from pcsim.graph.energy import CrossEntropy, Energy, Gaussian
 from pcsim.saving.transformers import COPYING
 
@@ -107,7 +108,8 @@ def _known_name(kind: type) -> str | None:
     return f"torch.nn.{kind.__name__}" if of_torch else None
 
 
-_OWN: dict[str, type] = {kind.__name__: kind for kind in (Sum, Product, Concatenate, Gaussian, CrossEntropy)}
+_ENERGIES = (Gaussian, CrossEntropy, Laplace, Huber, StudentT, Bernoulli, CorrelatedGaussian)
+_OWN: dict[str, type] = {kind.__name__: kind for kind in (Sum, Product, Concatenate, *_ENERGIES)}
 
 
 def recipe_of(kind: type, place: str) -> Recipe:
