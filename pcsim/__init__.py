@@ -12,7 +12,7 @@ from pcsim.dynamics.learning import (
     LearningRule,
     SettledUpdate,
 )
-from pcsim.dynamics.nudging import Nudging
+from pcsim.dynamics.nudging import Nudge, Nudging, SoftNudging
 from pcsim.dynamics.precision import Constant, Decaying, PrecisionSchedule, Spiking
 from pcsim.engine.batched.engine import BatchedEngine
 from pcsim.engine.engine import Engine
@@ -68,6 +68,7 @@ __all__ = [
     "Metric",
     "Network",
     "Node",
+    "Nudge",
     "Nudging",
     "PCError",
     "PCWarning",
@@ -79,6 +80,7 @@ __all__ = [
     "RelaxedEnergy",
     "SettledUpdate",
     "Simulator",
+    "SoftNudging",
     "Spiking",
     "StudentT",
     "Sum",

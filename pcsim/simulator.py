@@ -21,7 +21,7 @@ from pcsim import clamps as given
 from pcsim.clamps import Clamps
 from pcsim.dynamics.inference import Relaxation, check_delay
 from pcsim.dynamics.learning import LearningRule, SettledUpdate
-from pcsim.dynamics.nudging import Nudging
+from pcsim.dynamics.nudging import Nudge
 from pcsim.dynamics.precision import Constant
 from pcsim.engine.batched.engine import BatchedEngine
 from pcsim.engine.batched.program import Program
@@ -63,7 +63,7 @@ class Simulator:
         network: the graph to simulate.
         relaxation: how the free nodes move.
         rule: how the weights learn.
-        nudging: clamp targets only a little of the way to what is given; None clamps them there.
+        nudging: how targets draw only a little: :class:`Nudging` or :class:`SoftNudging`; None clamps them in full.
         engine: "batched" (planned and stacked), "reference" (slow and obviously right), or what makes an
             :class:`Engine` for a network.
 
@@ -80,7 +80,7 @@ class Simulator:
         relaxation: Relaxation | None = None,
         rule: LearningRule | None = None,
         *,
-        nudging: Nudging | None = None,
+        nudging: Nudge | None = None,
         engine: str | Callable[[Network], Engine] = "batched",
     ) -> None:
         self.network = network
@@ -90,7 +90,7 @@ class Simulator:
         for name, kind in (("network", Network), ("relaxation", Relaxation), ("rule", LearningRule)):
             _check_kind(name, getattr(self, name), kind)
         if nudging is not None:
-            _check_kind("nudging", nudging, Nudging)
+            _check_kind("nudging", nudging, Nudge)
             nudging.check_rule(self.rule)
         if not callable(engine) and engine not in ENGINES:
             raise SettingError(f"engine {engine!r} is unknown; choose one of {', '.join(map(repr, ENGINES))}")
@@ -211,18 +211,18 @@ class Simulator:
         self._count(state)
 
     def _gradients(self, state: State) -> Gradients:
-        """Gradients of the learning rule; with nudging, of the sign or the average that it asks for."""
+        """Gradients of the learning rule; with nudging, scaled or averaged as it says."""
         gradients, nudging = self.engine.gradients(state), self.nudging
-        if nudging is None or (nudging.beta > 0 and not nudging.centred):
+        if nudging is None or (nudging.factor == 1 and not nudging.centred):
             return gradients
-        if not nudging.centred:
-            return {parameter: gradient.neg() for parameter, gradient in gradients.items()}
-        first = {parameter: 0.5 * gradient for parameter, gradient in gradients.items()}
-        batch = attrs.evolve(state.batch, nudge=-nudging.beta)
-        other = self.engine.relax(attrs.evolve(state.task, record=False), batch)
-        for parameter, gradient in self.engine.gradients(other).items():
-            first[parameter] = first.get(parameter, 0.0) - 0.5 * gradient
-        return first
+        scaled = {parameter: nudging.factor * gradient for parameter, gradient in gradients.items()}
+        if nudging.centred:
+            opposite = nudging.opposite()
+            task = attrs.evolve(state.task, record=False, target_weight=opposite.weight)
+            other = self.engine.relax(task, attrs.evolve(state.batch, nudge=opposite.place))
+            for parameter, gradient in self.engine.gradients(other).items():
+                scaled[parameter] = scaled.get(parameter, 0.0) - nudging.factor * gradient
+        return scaled
 
     def update(self, clamps: Clamps, optimizer: Optimizer, *, record: bool = False) -> Trace:
         """Infer and learn on one batch; with the incremental rule, one optimizer step after every inference step.
@@ -253,10 +253,10 @@ class Simulator:
         """Relax and learn at once; where it fails, weights and optimizer are put back."""
 
         def learn(gradients: Gradients) -> None:
-            sign = 1 if self.nudging is None else self.nudging.sign
+            factor = 1.0 if self.nudging is None else self.nudging.factor
             for parameter in task.fingerprint.parameters:
                 gradient = gradients.get(parameter)
-                parameter.grad = gradient if gradient is None or sign == 1 else gradient.neg()
+                parameter.grad = gradient if gradient is None or factor == 1 else factor * gradient
             optimizer.step()
 
         weights = [parameter.detach().clone() for parameter in self.network.parameters()]
@@ -375,17 +375,15 @@ class Simulator:
         elif self.rule.backprop:
             relaxation = attrs.evolve(relaxation, steps=0)
         nudging = None if predicting else self.nudging
+        place, weight = (1.0, 1.0) if nudging is None else (nudging.place, nudging.weight)
         rule = SettledUpdate() if predicting else self.rule
         each_step = rule.every_step and updating
-        task = Task(
-            clamping, fingerprint, relaxation, rule, each_step, record, nudging is not None and nudging.beta != 1
-        )
+        task = Task(clamping, fingerprint, relaxation, rule, each_step, record, place != 1, weight)
         if not predicting:
             self._check_task(task)
         seed = int(torch.randint(2**31, ()).item()) if fingerprint.stochastic and not predicting else 0
-        nudge = 1.0 if nudging is None else nudging.beta
         begun = {name: value for name, value in begun.items() if name in clamping.placed}
-        return task, Batch(fits, len(first), first.dtype, first.device, seed, nudge, begun)
+        return task, Batch(fits, len(first), first.dtype, first.device, seed, place, begun)
 
     def _carried(self, fits: Mapping[str, Clamp]) -> dict[str, Tensor]:
         """Values of the last run that ``start="previous"`` begins with: of nodes and a batch of the same size."""

@@ -409,7 +409,7 @@ def test_class_numbers_at_a_node() -> None:
         ((chain(), pcsim.Relaxation), {}, r"relaxation: Relaxation given, .*; write Relaxation\(\) with"),
         ((chain(), None, pcsim.ForwardUpdate), {}, r"rule: ForwardUpdate given, .*; write ForwardUpdate\(\)"),
         ((chain(), None, "forward"), {}, "rule: str given, expected an instance of LearningRule"),
-        ((chain(),), {"nudging": 0.1}, "nudging: float given, expected an instance of Nudging"),
+        ((chain(),), {"nudging": 0.1}, "nudging: float given, expected an instance of Nudge"),
         ((chain(),), {"engine": 42}, "engine 42 is unknown"),
     ],
 )

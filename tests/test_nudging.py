@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -43,9 +44,18 @@ def test_a_target_is_so_far_from_its_forward_prediction(engine: str, beta: float
 @pytest.mark.parametrize("precision", [pcsim.Constant(), pcsim.Spiking(0.0)], ids=str)
 @pytest.mark.parametrize("rule", [pcsim.SettledUpdate(), pcsim.ForwardUpdate(), pcsim.Backprop()], ids=str)
 @pytest.mark.parametrize(
-    "nudging", [pcsim.Nudging(0.3), pcsim.Nudging(-0.3), pcsim.Nudging(0.3, centred=True)], ids=str
+    "nudging",
+    [
+        pcsim.Nudging(0.3),
+        pcsim.Nudging(-0.3),
+        pcsim.Nudging(0.3, centred=True),
+        pcsim.SoftNudging(0.3),
+        pcsim.SoftNudging(-0.1),
+        pcsim.SoftNudging(0.1, centred=True),
+    ],
+    ids=str,
 )
-def test_engines_agree(nudging: pcsim.Nudging, rule: pcsim.LearningRule, precision: pcsim.PrecisionSchedule) -> None:
+def test_engines_agree(nudging: pcsim.Nudge, rule: pcsim.LearningRule, precision: pcsim.PrecisionSchedule) -> None:
     net, clamps = chain()
     options = {"relaxation": pcsim.Relaxation(6, 0.2, precision=precision), "rule": rule, "nudging": nudging}
     for ours, oracle in zip(*(gradients(net, clamps, **options, engine=name) for name in ENGINES), strict=True):
@@ -173,3 +183,47 @@ class TestErrors:
         sim.infer(clamps)
         with pytest.raises(SettingError, match="target 'output': it is clamped in part"):
             sim.infer({**clamps, "output": (clamps["output"], torch.tensor([True, False]))})
+
+
+@pytest.mark.parametrize("energy", [pcsim.Gaussian(), pcsim.CrossEntropy()], ids=repr)
+def test_soft_nudging_tends_to_backprop_as_beta_does_to_zero_and_centred_as_its_square(energy: pcsim.Energy) -> None:
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([3, 5, 5, 2], energy=energy).double()
+    clamps = {"input": torch.randn(4, 3).double(), "output": torch.softmax(torch.randn(4, 2).double(), 1)}
+    exact = gradients(net, clamps, rule=pcsim.Backprop())
+
+    def gap(nudging: pcsim.Nudge) -> float:
+        found = gradients(net, clamps, relaxation=pcsim.Relaxation(500, 0.2), nudging=nudging)
+        return apart(found, exact)
+
+    one_sided = [gap(pcsim.SoftNudging(beta)) for beta in (0.04, 0.02, 0.01)]
+    centred = [gap(pcsim.SoftNudging(beta, centred=True)) for beta in (0.04, 0.02, 0.01)]
+    for first, second in pairwise(one_sided):
+        assert 1.8 < first / second < 2.2
+    for first, second in pairwise(centred):
+        assert 3.6 < first / second < 4.4
+
+
+def test_hard_nudging_does_not_tend_to_backprop() -> None:
+    net, clamps = chain()
+    exact = gradients(net, clamps, rule=pcsim.Backprop())
+    nudging = pcsim.Nudging(0.001, centred=True)
+    found = gradients(net, clamps, relaxation=pcsim.Relaxation(500, 0.2), nudging=nudging)
+    assert apart([gradient / 0.001 for gradient in found], exact) > 0.2
+
+
+def apart(found: list[Tensor], exact: list[Tensor]) -> float:
+    """The relative distance of two lists of gradients."""
+    gap = sum(float((one - other).square().sum()) for one, other in zip(found, exact, strict=True))
+    return (gap / sum(float(gradient.square().sum()) for gradient in exact)) ** 0.5
+
+
+def test_a_soft_target_weighs_so_much_of_the_energy() -> None:
+    net, clamps = chain()
+    sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), nudging=pcsim.SoftNudging(0.25))
+    trace = sim.infer(clamps, record=True)
+    assert torch.equal(net["output"].value, clamps["output"])
+    assert trace.energies is not None
+    assert trace.free_energies is not None
+    weights = torch.tensor([0.25 if name == "output" else 1.0 for name in trace.nodes], dtype=torch.float64)
+    torch.testing.assert_close(trace.free_energies, (trace.energies.sum(2) * weights).sum(1))

@@ -133,7 +133,7 @@ class Evaluation:
     def scale(self, name: str) -> Scale:
         """The factor on a node's energy: π w, or, for what the weights learn from, what their rule says (SPEC §4)."""
         if self._learning and not self.task.rule.every_step:
-            return self.task.network.nodes[name].energy_weight
+            return self.task.weight(name)
         return self.task.scale(name, self._step)
 
     def descent(self, name: str) -> Tensor:
@@ -192,7 +192,7 @@ class Evaluation:
             factor = self.scale(name)
             if not self.task.rule.every_step:
                 factor = factor * learned.detach().exp()
-            own[learned] = precision_gradient(node, *self.compared(name), factor)
+            own[learned] = precision_gradient(node, *self.compared(name), factor, self.task.weight(name))
         self._gradient[name] = own
 
     def _deterministic_before(self, name: str, *, met: bool = False) -> set[str]:

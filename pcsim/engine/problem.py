@@ -35,6 +35,7 @@ class Task:
         learns_each_step: the weights learn during the relaxation.
         record: keep the energy of every node before each step and after the last.
         nudged: targets are clamped only a part of the way to what is given.
+        target_weight: factor on the targets' energies.
     """
 
     clamping: Clamping
@@ -44,6 +45,7 @@ class Task:
     learns_each_step: bool = False
     record: bool = False
     nudged: bool = False
+    target_weight: float = 1.0
 
     @property
     def network(self) -> Network:
@@ -69,9 +71,14 @@ class Task:
         own = self.network.nodes[node].own_precision
         return self.scheduled(node, step) * (own.detach() if isinstance(own, Tensor) else own)
 
+    def weight(self, node: str) -> float:
+        """w_n, of a target with the factor on its energy."""
+        own = self.network.nodes[node].energy_weight
+        return own if self.target_weight == 1 or node not in self.clamping.targets else own * self.target_weight
+
     def scale(self, node: str, step: int) -> Scale:
         """π_n(t) w_n: a number, 0-d or (*shape)."""
-        return self.network.nodes[node].energy_weight * self.precision(node, step)
+        return self.weight(node) * self.precision(node, step)
 
     def settled(self, largest_update: float, step: int) -> bool:
         """Whether the relaxation may stop: its updates are small, and every error has arrived."""
@@ -236,11 +243,11 @@ def record(task: Task, batch: Batch, step: int, compared: Callable[[str], tuple[
         total = total + (task.scale(name, step) * unit).sum()
         if own.log_precision is not None:  # −½ w log π of each unit (SPEC §3)
             log_precision = own.log_precision.detach().expand(own.shape)
-            total = total - 0.5 * own.energy_weight * batch.size * log_precision.sum()
+            total = total - 0.5 * task.weight(name) * batch.size * log_precision.sum()
     return Record(energies, norms, total)
 
 
-def precision_gradient(node: Node, value: Tensor, prediction: Tensor, factor: Scale) -> Tensor:
+def precision_gradient(node: Node, value: Tensor, prediction: Tensor, factor: Scale, weight: float) -> Tensor:
     """∂/∂log π of factor · E − ½ w log π over the units that share the precision, divided by the batch size.
 
     Args:
@@ -248,7 +255,8 @@ def precision_gradient(node: Node, value: Tensor, prediction: Tensor, factor: Sc
         value: v_n, (batch, *shape).
         prediction: u_n, (batch, *shape).
         factor: π w, the node's own precision in it: a number, 0-d or (*shape).
+        weight: w.
     """
     assert node.log_precision is not None
-    unit = factor * node.energy_function.unit_energy(value, prediction) - 0.5 * node.energy_weight
+    unit = factor * node.energy_function.unit_energy(value, prediction) - 0.5 * weight
     return unit.mean(0).sum_to_size(node.log_precision.shape)

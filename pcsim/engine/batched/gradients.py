@@ -153,15 +153,21 @@ def _learn_node(
         if learned is not None and learned.requires_grad:
             position = int(node.group.positions[row])
             schedule = float(phase.schedule[position]) if memory.task.learns_each_step else 1.0
-            operations.append(Operation("gradient", partial(_precision, node, row, schedule, found), [names[0]]))
+            operations.append(
+                Operation(
+                    "gradient",
+                    partial(_precision, node, row, schedule, memory.task.weight(node.names[row]), found),
+                    [names[0]],
+                )
+            )
 
 
-def _precision(node: NodeMemory, row: int, schedule: float, found: Found) -> None:
+def _precision(node: NodeMemory, row: int, schedule: float, weight: float, found: Found) -> None:
     own = node.group.nodes[row]
     learned = own.log_precision
     assert learned is not None
-    factor = schedule * own.energy_weight * learned.detach().exp()
-    found.add(learned, precision_gradient(own, *node.compared(row), factor))
+    factor = schedule * weight * learned.detach().exp()
+    found.add(learned, precision_gradient(own, *node.compared(row), factor, weight))
 
 
 def _rows_by_factor(memory: Memory, mask: Mask, factors: Factors) -> Iterator[tuple[EdgeMemory, Positions, float]]:

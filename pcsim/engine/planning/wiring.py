@@ -35,7 +35,7 @@ class Wiring:
         self.free = self._mask(clamping.free, place)
         self.energetic = self._mask(clamping.energetic, place)
         self.deterministic = self._mask(clamping.deterministic, place)
-        self.energy_weight = np.array([node.energy_weight for node in self.nodes])
+        self.energy_weight = np.array([task.weight(node.name) for node in self.nodes])
         numbers = [node.own_precision if node.log_precision is None else None for node in self.nodes]
         self.own_precision = np.array([p if isinstance(p, float) else np.nan for p in numbers], np.float64)
         """The nodes' own precisions; NaN where one is a tensor or learned."""
