@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import attrs
 import torch
 from torch import Tensor
 
 from pcsim.clamps import Clamps
 from pcsim.dynamics.learning import Backprop
+from pcsim.engine.landscape import Landscape
 from pcsim.engine.problem import Gradients
 from pcsim.errors import SettingError, StateError
 from pcsim.graph.edge import Edge
@@ -98,6 +100,70 @@ def update_similarity(simulator: Simulator, clamps: Clamps) -> dict[str, float]:
     return {
         name: _cosine(edge, own, exact) for name, edge in network.edges.items() if any(True for _ in edge.parameters())
     }
+
+
+@attrs.frozen
+class Curvature:
+    """How the energy curves where it rests, and how far a relaxation comes (SPEC §10).
+
+    Args:
+        smallest: eigenvalue of the Hessian in the free values; negative at a saddle.
+        largest: eigenvalue of it.
+        safe_rate: 2 / largest: plain gradient descent near the rest converges below it, and diverges above.
+        progress: 1 − ‖v_T − v*‖ / ‖v_0 − v*‖: how much of the way from the start to the rest the T steps go.
+    """
+
+    smallest: float
+    largest: float
+    safe_rate: float
+    progress: float
+
+    @property
+    def verdict(self) -> str:
+        """The regime in words: weights that learn from it learn nearly as by backprop, or from a settled state."""
+        if math.isnan(self.progress):
+            return "at rest from the start"
+        if self.progress < 0:
+            return "away from the rest: the relaxation ends further off than it starts"
+        if self.progress < 0.3:
+            return "backprop-like: the latents hardly leave the forward pass"
+        return "at rest" if self.progress > 0.95 else "on the way to the rest"
+
+    def __str__(self) -> str:
+        return (
+            f"curvature {self.smallest:.3g} to {self.largest:.3g}, safe rates below {self.safe_rate:.3g}; "
+            f"{self.progress:.0%} of the way to rest: {self.verdict}"
+        )
+
+
+def curvature(simulator: Simulator, clamps: Clamps, *, tolerance: float | None = None) -> Curvature:
+    """The Hessian of the energy in the free values at its rest, and how far the simulator's relaxation comes.
+
+    Nodes and edges show the relaxed state afterwards.
+
+    Args:
+        simulator: whose network and relaxation are looked at.
+        clamps: what is given.
+        tolerance: of the rest, as of :meth:`Simulator.equilibrium`.
+
+    Raises:
+        PCError: as :meth:`Simulator.equilibrium` and :meth:`Simulator.infer`; no node is free.
+    """
+    simulator.equilibrium(clamps, tolerance=tolerance)
+    rest = simulator._require("a curvature")
+    landscape = Landscape(rest)
+    if not len(landscape.start):
+        raise StateError("curvature: no unit is free with these clamps, so the energy has nothing to curve in")
+    smallest, largest = landscape.curvature(landscape.start)
+    simulator.infer(clamps)
+    free = [node for node in simulator.network.nodes.values() if node.name in rest.task.clamping.free]
+    whole = gone = 0.0
+    for node in free:
+        at_rest = rest.batch.start[node.name]
+        gone += float((node.value - at_rest).double().square().sum())
+        whole += float((node.forward_value - at_rest).double().square().sum())
+    progress = 1 - math.sqrt(gone / whole) if whole > 0 else math.nan
+    return Curvature(smallest, largest, 2 / largest if largest > 0 else math.inf, progress)
 
 
 def _cosine(edge: Edge, own: Gradients, exact: Gradients) -> float:

@@ -37,6 +37,10 @@ class DivergenceError(PCError):
     """A latent became NaN or infinite during relaxation."""
 
 
+class ConvergenceError(PCError):
+    """No equilibrium was found to the tolerance that was asked for."""
+
+
 class DataError(PCError):
     """A data set is missing, damaged or not what it claims to be."""
 

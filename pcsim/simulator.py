@@ -26,7 +26,8 @@ from pcsim.dynamics.precision import Constant
 from pcsim.engine.batched.engine import BatchedEngine
 from pcsim.engine.batched.program import Program
 from pcsim.engine.engine import Engine
-from pcsim.engine.local_rules import divergence, finite
+from pcsim.engine.landscape import Landscape
+from pcsim.engine.local_rules import divergence, finite, start
 from pcsim.engine.planning.plan import Plan
 from pcsim.engine.problem import Batch, Clamp, Gradients, State, Task
 from pcsim.engine.reading import Reading
@@ -38,6 +39,7 @@ from pcsim.graph.fingerprint import Fingerprint
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.graph.probing import in_mode
+from pcsim.graph.statistics import frozen_statistics
 from pcsim.messages import instead_of, listed
 from pcsim.trace import Trace
 
@@ -143,6 +145,44 @@ class Simulator:
         """
         with self._turn():
             return self._finish(self._relax(*self._problem(clamps, record, init=init)))
+
+    def equilibrium(
+        self,
+        clamps: Clamps,
+        *,
+        tolerance: float | None = None,
+        init: Mapping[str | Node, Tensor] | None = None,
+    ) -> Trace:
+        """Put the free nodes where the energy rests; afterwards each node and edge shows that state.
+
+        Of a linear Gaussian network this is the exact rest, by conjugate gradients; of any other a stationary point
+        by L-BFGS and Newton's method, from the values of the forward pass or ``init``. Precision is that of a constant
+        schedule, 1 where the relaxation has another. Not local: it is where a relaxation of many steps would end.
+
+        Args:
+            clamps: what is given.
+            tolerance: the largest derivative of F by a free unit, > 0; by default 1e-10 in float64 and 1e-4 in float32.
+            init: where to start, as of :meth:`infer`.
+
+        Raises:
+            ConvergenceError: no such place was found.
+            SettingError: the relaxation holds predictions, or the tolerance is not positive.
+            PCError: as :meth:`infer`.
+        """
+        if tolerance is not None and not tolerance > 0:
+            raise SettingError(f"equilibrium: tolerance {tolerance} given, expected a positive number")
+        if self.relaxation.hold_predictions:
+            raise SettingError("equilibrium: predictions are held (hold_predictions=True), which has no energy to rest")
+        with self._turn():
+            task, batch = self._problem(clamps, False, init=init, resting=True)
+            with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
+                landscape = Landscape(start(task, batch))
+            if tolerance is None:
+                tolerance = 1e-10 if batch.dtype == torch.float64 else 1e-4
+            units = torch.as_tensor(landscape.rest(tolerance), dtype=batch.dtype, device=batch.device)
+            there = {name: value.detach() for name, value in landscape.values(units).items()}
+            clamping = self._clamping(dict(batch.clamps), False, frozenset(there))
+            return self._finish(self._relax(attrs.evolve(task, clamping=clamping), attrs.evolve(batch, start=there)))
 
     def learn(self, optimizer: Optimizer) -> None:
         """One local weight update from the relaxed state: fill ``.grad`` anew and step the optimizer.
@@ -358,6 +398,7 @@ class Simulator:
         predicting: bool = False,
         updating: bool = False,
         init: Mapping[str | Node, Tensor] | None = None,
+        resting: bool = False,
     ) -> tuple[Task, Batch]:
         fingerprint = self.network.fingerprint()
         fits = given.read(self.network, clamps, fingerprint.tensor_options)
@@ -374,6 +415,9 @@ class Simulator:
             relaxation = attrs.evolve(relaxation, precision=Constant(), steps=steps)
         elif self.rule.backprop:
             relaxation = attrs.evolve(relaxation, steps=0)
+        elif resting:
+            constant = isinstance(relaxation.precision, Constant)
+            relaxation = attrs.evolve(relaxation, steps=0, precision=relaxation.precision if constant else Constant())
         nudging = None if predicting else self.nudging
         place, weight = (1.0, 1.0) if nudging is None else (nudging.place, nudging.weight)
         rule = SettledUpdate() if predicting else self.rule

@@ -314,6 +314,93 @@ def test_predict_is_the_forward_pass_where_that_is_exact(engine: str) -> None:
         assert_close(predicted[name], expected.detach(), 1e-14)
 
 
+# Equilibrium and curvature
+
+
+@pytest.mark.parametrize("make", [linear_chain, linear_skip, linear_cycle, linear_partial, linear_prior])
+def test_the_equilibrium_of_a_linear_network_is_the_sparse_solution(
+    engine: str, make: Callable[[], tuple[pcsim.Network, Clamps]]
+) -> None:
+    net, clamps = make()
+    net.double()
+    expected, least, most = solved(net, clamps)
+    sim = pcsim.Simulator(net, engine=engine)
+    sim.equilibrium(clamps)
+    for name, node in net.nodes.items():
+        assert_close(node.value, expected[name], 1e-12)
+    found = pcsim.diagnosis.curvature(sim, clamps)
+    assert math.isclose(found.smallest, least, rel_tol=1e-8)
+    assert math.isclose(found.largest, most, rel_tol=1e-8)
+
+
+@pytest.mark.parametrize("make", [linear_chain, linear_cycle], ids=lambda make: make.__name__)
+def test_a_safe_rate_converges_and_a_larger_one_does_not(make: Callable[[], tuple[pcsim.Network, Clamps]]) -> None:
+    net, clamps = make()
+    net.double()
+    rate = pcsim.diagnosis.curvature(pcsim.Simulator(net), clamps).safe_rate
+    expected, _, _ = solved(net, clamps)
+    pcsim.Simulator(net, pcsim.Relaxation(3000, 0.95 * rate)).infer(clamps)
+    for name, node in net.nodes.items():
+        assert_close(node.value, expected[name], 1e-6)
+    with pytest.raises(pcsim.errors.DivergenceError):
+        pcsim.Simulator(net, pcsim.Relaxation(5000, 1.05 * rate)).infer(clamps)
+
+
+@pytest.mark.parametrize("transfer", [nn.Tanh, nn.GELU])
+def test_at_equilibrium_every_pull_balances_the_messages(engine: str, transfer: Callable[[], nn.Module]) -> None:
+    net = chain([3, 6, 5, 2], transfer)
+    given = {"input": draw(4, 3), "output": draw(4, 2)}
+    net.nodes["hidden2"].own_precision = 2.5
+    sim = pcsim.Simulator(net, pcsim.Relaxation(30, 0.1), engine=engine)
+    trace = sim.equilibrium(given, tolerance=1e-9)
+    assert trace.steps == 0
+    for name in ("hidden1", "hidden2"):
+        pull = net[name].precision * net[name].error - sum(edge.message for edge in net[name].outgoing)
+        assert float(pull.abs().max()) < 1e-9
+    far = {name: net[name].value + 0.3 for name in ("hidden1", "hidden2")}
+    sim.equilibrium(given, init=far)
+    rest = {name: net[name].value for name in far}
+    long = pcsim.Simulator(net, pcsim.Relaxation(5000, 0.1), engine=engine)
+    long.infer(given, init=rest)
+    for name, value in rest.items():
+        assert_close(net[name].value, value, 1e-8)
+
+
+def test_the_energy_at_rest_of_a_linear_chain_in_closed_form() -> None:
+    """½ (y − W₃W₂W₁x)ᵀ S⁻¹ (y − W₃W₂W₁x), S = 1 + W₃W₃ᵀ + W₃W₂W₂ᵀW₃ᵀ (Innocenti et al., arXiv 2408.11979)."""
+    net = pcsim.topologies.mlp([3, 5, 4, 2], activation=nn.Identity, bias=False).double()
+    first, second, third = (edge.module.weight.detach() for edge in net.edges.values())
+    x, y = draw(6, 3), draw(6, 2)
+    pcsim.Simulator(net).equilibrium({"input": x, "output": y})
+    gap = y - x @ (third @ second @ first).mT
+    both = third @ second
+    spread = torch.eye(2, dtype=torch.float64) + third @ third.mT + both @ both.mT
+    expected = 0.5 * (gap * torch.linalg.solve(spread, gap.mT).mT).sum(1)
+    assert_close(sum(node.energy for node in net.nodes.values()), expected, 1e-12)
+
+
+def test_how_far_a_relaxation_comes_is_told_in_words() -> None:
+    net, given = chain([3, 6, 5, 2], nn.Tanh), {"input": draw(4, 3), "output": draw(4, 2)}
+    for steps, rate, words in ((3, 0.01, "backprop-like"), (12, 0.1, "on the way"), (800, 0.2, "at rest")):
+        found = pcsim.diagnosis.curvature(pcsim.Simulator(net, pcsim.Relaxation(steps, rate)), given)
+        assert words in found.verdict, found
+        assert net["hidden1"].value.shape == (4, 6)
+    assert "safe rates below" in str(found)
+
+
+def test_what_has_no_equilibrium_says_so() -> None:
+    net = chain([3, 4, 2], nn.Tanh)
+    given = {"input": draw(4, 3), "output": draw(4, 2)}
+    with pytest.raises(SettingError, match="tolerance -1 given"):
+        pcsim.Simulator(net).equilibrium(given, tolerance=-1)
+    with pytest.raises(SettingError, match="predictions are held"):
+        pcsim.Simulator(net, pcsim.Relaxation(hold_predictions=True)).equilibrium(given)
+    with pytest.raises(pcsim.errors.ConvergenceError, match="largest derivative of F is still"):
+        pcsim.Simulator(net).equilibrium(given, tolerance=1e-300)
+    with pytest.raises(pcsim.errors.StateError, match="no unit is free"):
+        pcsim.diagnosis.curvature(pcsim.Simulator(net), {**given, "hidden1": draw(4, 4)})
+
+
 # Momentum against torch.optim
 
 
