@@ -412,7 +412,7 @@ class Simulator:
         relaxation = self.relaxation
         if predicting:
             steps = 0 if clamping.feedforward else relaxation.steps
-            relaxation = attrs.evolve(relaxation, precision=Constant(), steps=steps)
+            relaxation = attrs.evolve(relaxation, precision=Constant(), steps=steps, temperature=0.0)
         elif self.rule.backprop:
             relaxation = attrs.evolve(relaxation, steps=0)
         elif resting:
@@ -425,7 +425,8 @@ class Simulator:
         task = Task(clamping, fingerprint, relaxation, rule, each_step, record, place != 1, weight)
         if not predicting:
             self._check_task(task)
-        seed = int(torch.randint(2**31, ()).item()) if fingerprint.stochastic and not predicting else 0
+        draws = (fingerprint.stochastic and not predicting) or relaxation.temperature > 0
+        seed = int(torch.randint(2**31, ()).item()) if draws else 0
         begun = {name: value for name, value in begun.items() if name in clamping.placed}
         return task, Batch(fits, len(first), first.dtype, first.device, seed, place, begun)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
+import zlib
 from typing import Literal
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from pcsim.dynamics.precision import Constant, PrecisionSchedule
@@ -39,6 +41,10 @@ class Relaxation:
             the forward pass, so that each node compares with a prediction that it keeps. The energy is then quadratic
             in the free values; at its minimum under constant precision the errors are backprop's, on any graph
             without cycles (SPEC §2, Held predictions). Weights learn from activities of the forward pass as well.
+        temperature: at least 0; above it free nodes are sampled by Langevin dynamics (Monte-Carlo predictive coding,
+            Oliviers et al., PLOS Computational Biology 2024): after each step √(2 · rate · temperature) times standard
+            normal numbers are added, drawn from the torch seed. Values come to follow exp(−F / temperature) as the
+            rate goes to 0; with momentum they do not.
 
     Raises:
         SettingError: a value outside its range.
@@ -52,6 +58,7 @@ class Relaxation:
     tolerance: float | None = attrs.field(default=None, kw_only=True)
     start: Literal["zeros", "previous"] = attrs.field(default="zeros", kw_only=True)
     hold_predictions: bool = attrs.field(default=False, kw_only=True)
+    temperature: float = attrs.field(default=0.0, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
@@ -77,13 +84,36 @@ class Relaxation:
             raise SettingError(f"Relaxation.tolerance: given {self.tolerance}, expected a positive number or None")
         if self.start not in ("zeros", "previous"):
             raise SettingError(f"Relaxation.start: given {self.start!r}, expected 'zeros' or 'previous'")
+        if isinstance(self.temperature, bool) or not isinstance(self.temperature, int | float):
+            raise SettingError(f"Relaxation.temperature: given {self.temperature!r}, expected a number")
+        if not 0 <= self.temperature < float("inf"):
+            raise SettingError(f"Relaxation.temperature: given {self.temperature}, expected a number of at least 0")
+        for name in ("momentum", "tolerance"):
+            if self.temperature and getattr(self, name):
+                raise SettingError(
+                    f"Relaxation.temperature: given {self.temperature:g} with {name}={getattr(self, name):g}; samples "
+                    "are taken by plain steps, all of them: leave one of the two"
+                )
         if not isinstance(self.hold_predictions, bool):
             raise SettingError(f"Relaxation.hold_predictions: given {self.hold_predictions!r}, expected True or False")
 
     @property
     def plain(self) -> bool:
         """Whether a value moves by rate · descent and nothing else: without momentum or a displacement of one's own."""
-        return not self.momentum and type(self).displacement is Relaxation.displacement
+        return not (self.momentum or self.temperature) and type(self).displacement is Relaxation.displacement
+
+    def noise(self, like: Tensor, seed: int, node: str, step: int) -> Tensor:
+        """What a temperature adds to a node's value after a step, (batch, *shape), the same for the same seed.
+
+        Args:
+            like: of the shape, dtype and device to be.
+            seed: of the batch.
+            node: the node's name.
+            step: the step that was taken.
+        """
+        generator = torch.Generator(like.device).manual_seed(seed ^ zlib.crc32(f"{node} {step}".encode()))
+        drawn = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+        return math.sqrt(2 * self.rate * self.temperature) * drawn
 
     def displacement(self, descent: Tensor, velocity: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """How far a value moves, and its new momentum; where the descent is zero and has been, it stays.

@@ -285,6 +285,8 @@ def steps(state: State) -> Iterator[Evaluation]:
         value, displacement, largest = dict(state.value), dict(state.displacement), 0.0
         for name in task.clamping.free:
             move, velocity[name] = task.relaxation.displacement(now.descent(name), velocity[name])
+            if task.relaxation.temperature:
+                move = move + task.relaxation.noise(move, batch.seed, name, step)
             if name in displacement:
                 displacement[name] = displacement[name] + move
                 value[name] = state.forward_prediction[name] + displacement[name]

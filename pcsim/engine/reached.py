@@ -43,7 +43,7 @@ class Reached:
         reading = self.with_inner(active)
         moving = active | {edge.source_name for name in reading for edge in nodes[name].incoming}
         moving |= set() if task.relaxation.plain else self._moved
-        moving &= set(task.clamping.free)
+        moving = set(task.clamping.free) & (moving if not task.relaxation.temperature else set(nodes))
         changed = set[str]()  # where predictions are held, nothing follows from a move
         if not task.held:
             changed = {edge.target_name for name in moving for edge in nodes[name].outgoing}

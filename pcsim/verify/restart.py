@@ -161,7 +161,8 @@ def clamped_onto(case: Case, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def plain(case: Case, steps: int) -> Relaxation:
     """The first steps of the case's relaxation, without momentum and tolerance."""
     horizon = Horizon(case.relaxation.precision, case.relaxation.steps)
-    return attrs.evolve(case.relaxation, steps=steps, momentum=0.0, nesterov=False, tolerance=None, precision=horizon)
+    still = attrs.evolve(case.relaxation, momentum=0.0, nesterov=False, tolerance=None, temperature=0.0)
+    return attrs.evolve(still, steps=steps, precision=horizon)
 
 
 def trajectory(case: Case, engine: EngineChoice) -> list[dict[str, Tensor]]:

@@ -281,6 +281,7 @@ def relaxations(
     most_steps: int = 5,
     silent: bool = False,
     held: bool = False,
+    sampled: bool = False,
 ) -> Relaxation:
     """Relaxations that last until every error has arrived, where the schedule asks for it.
 
@@ -291,6 +292,7 @@ def relaxations(
         most_steps: unless the schedule needs more.
         silent: with a schedule that is 0 until the error has arrived.
         held: allow predictions that are held.
+        sampled: allow a temperature.
     """
     rate = draw(st.sampled_from((0.1, 0.25, 0.5, 0.8)))
     schedule = draw(schedules(rate, silent=silent))
@@ -299,7 +301,16 @@ def relaxations(
     friction = draw(st.sampled_from((0.0, 0.0, 0.5, 0.9))) if momentum else 0.0
     nesterov = bool(friction) and draw(st.booleans())
     hold = held and draw(st.integers(0, 3)) == 0
-    return Relaxation(steps, rate, precision=schedule, momentum=friction, nesterov=nesterov, hold_predictions=hold)
+    warm = 0.1 if sampled and not friction and draw(st.integers(0, 5)) == 0 else 0.0
+    return Relaxation(
+        steps,
+        rate,
+        precision=schedule,
+        momentum=friction,
+        nesterov=nesterov,
+        hold_predictions=hold,
+        temperature=warm,
+    )
 
 
 @st.composite
@@ -310,6 +321,7 @@ def cases(
     rules: Sequence[LearningRule] = RULES,
     momentum: bool = True,
     held: bool = False,
+    sampled: bool = False,
     partial: bool = True,
     targets: bool | None = None,
     every_root: bool = False,
@@ -325,6 +337,7 @@ def cases(
         rules: to draw from; backprop only where the graph and the clamps allow it.
         momentum: allow it.
         held: allow predictions that are held.
+        sampled: allow a temperature.
         partial: allow masks.
         targets: whether at least one node with incoming edges is given; None leaves it open.
         every_root: give every node without incoming edges and without a prior, in whole.
@@ -342,7 +355,8 @@ def cases(
     deepest = max((levels[name] for name in clamping.energetic if name in levels), default=0)
     rule = draw(st.sampled_from(possible or [SettledUpdate()]))
     hold, silent = held and not rule.every_step, rule.at_arrival
-    relaxation = draw(relaxations(deepest, momentum=momentum, most_steps=most_steps, silent=silent, held=hold))
+    kinds = relaxations(deepest, momentum=momentum, most_steps=most_steps, silent=silent, held=hold, sampled=sampled)
+    relaxation = draw(kinds)
     return Case(network, given, relaxation, rule)
 
 

@@ -111,6 +111,7 @@ class BatchedEngine(Engine):
                 operation.call()
             steps = 0
             for steps, position in enumerate(program.plan.sequence, start=1):
+                program.at(steps - 1)
                 predictions, update = program.calls[position]
                 for call in predictions:
                     call()

@@ -29,6 +29,8 @@ class Memory:
     def __init__(self, plan: Plan, groups: Groups, arena: Arena) -> None:
         self.plan, self.task, self.wiring, self.arena = plan, plan.task, plan.wiring, arena
         self.batch: Batch | None = None
+        self.step = 0
+        """The step that is being taken."""
         self.activity: Activity = "forward" if plan.task.held else "present"
         """What edges read during the relaxation, for their predictions and Jacobians."""
         layout = _layouts(groups)

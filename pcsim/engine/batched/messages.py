@@ -165,13 +165,23 @@ class Largest:
 
 
 def displace(
-    memory: Memory, node: NodeMemory, part: Part, descent: Part, velocity: Part | None, largest: Largest
+    memory: Memory,
+    node: NodeMemory,
+    names: Sequence[str],
+    part: Part,
+    descent: Part,
+    velocity: Part | None,
+    largest: Largest,
 ) -> None:
     """Move nodes by their descent, as the relaxation says."""
     relaxation = memory.task.relaxation
     move, moved_on = relaxation.displacement(_rows(descent), None if velocity is None else _rows(velocity))
     if velocity is not None and moved_on is not None:
         _put(velocity, moved_on)
+    if relaxation.temperature:
+        seed = memory.at_hand().seed
+        kicks = [relaxation.noise(move[0] if move.dim() > node.dims else move, seed, n, memory.step) for n in names]
+        move = move + (torch.stack(kicks) if move.dim() > node.dims else kicks[0])
     before = _rows(part).clone() if relaxation.tolerance is not None else None
     if part.index is None:
         part.cell.read().add_(move)

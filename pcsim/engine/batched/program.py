@@ -18,7 +18,7 @@ from pcsim.engine.batched.gradients import Found, learn
 from pcsim.engine.batched.groups import Groups
 from pcsim.engine.batched.memory import Memory
 from pcsim.engine.batched.nodes import NodeMemory
-from pcsim.engine.batched.places import Arena, Operation, read, runs_of
+from pcsim.engine.batched.places import Arena, Operation, named, read, runs_of
 from pcsim.engine.batched.predict import form, nudge, predict
 from pcsim.engine.batched.weights import Stack
 from pcsim.engine.planning.liveness import Phase
@@ -202,7 +202,7 @@ class Program:
             if not self._direct:
                 velocity = None if self._task.relaxation.plain else node.part("velocity", rows)
                 parts = node.part(node.moving, rows), node.part("descent", rows), velocity
-                move = partial(messages.displace, self._memory, node, *parts, self.largest)
+                move = partial(messages.displace, self._memory, node, named(node.names, rows), *parts, self.largest)
                 operations.append(Operation("move", move, node.names))
             elif node.partial:
                 operations.append(Operation("clamp", node.clamp, node.names))
@@ -262,6 +262,10 @@ class Program:
         """Take over the weights that an optimizer has changed within a run."""
         for stack in self._stacks:
             stack.bring_learned(learned)
+
+    def at(self, step: int) -> None:
+        """Say which step is being taken."""
+        self._memory.step = step
 
     def found(self) -> Gradients:
         """Gradients by parameter that the last operations have found, to be kept by the caller."""

@@ -179,7 +179,7 @@ def _moving(task: Task, wiring: Wiring, before: Liveness, active: Mask) -> Mask:
     touched = active.copy()
     touched[wiring.source[(active | wiring.upstream(active))[wiring.target]]] = True
     if not task.relaxation.plain:
-        touched |= before.moved
+        touched |= before.moved | (wiring.free & (task.relaxation.temperature > 0))
     moving: Mask = touched & wiring.free
     return moving
 
