@@ -412,7 +412,7 @@ class Simulator:
         relaxation = self.relaxation
         if predicting:
             steps = 0 if clamping.feedforward else relaxation.steps
-            relaxation = attrs.evolve(relaxation, precision=Constant(), steps=steps, temperature=0.0)
+            relaxation = attrs.evolve(relaxation, precision=Constant(), steps=steps, temperature=0.0, multipliers=0.0)
         elif self.rule.backprop:
             relaxation = attrs.evolve(relaxation, steps=0)
         elif resting:

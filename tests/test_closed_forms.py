@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import numpy as np
@@ -457,6 +457,63 @@ def test_samples_are_those_of_the_torch_seed_and_differ_between_batches() -> Non
 def test_a_temperature_says_what_it_takes(options: dict[str, float], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         pcsim.Relaxation(**options)  # type: ignore[arg-type]
+
+
+# Multipliers
+
+
+def linear_residual() -> tuple[pcsim.Network, Clamps]:
+    """Two blocks with identity skips into deterministic sums."""
+    net = pcsim.topologies.residual_mlp(3, 4, 2, blocks=2, activation=nn.Identity)
+    return net, {"input": draw(4, 3), "output": draw(4, 2)}
+
+
+@pytest.mark.parametrize("build", [linear_chain, linear_residual])
+def test_multipliers_come_to_backprops_gradient_in_a_linear_network(
+    engine: str, build: Callable[[], tuple[pcsim.Network, Clamps]]
+) -> None:
+    net, clamps = build()
+    net.double()
+    relaxation = pcsim.Relaxation(3000, 0.1, multipliers=0.1)
+    sim = pcsim.Simulator(net, relaxation, engine=engine)
+    sim.infer(clamps)
+    found = _by_name(net, sim.gradients())
+    for node in net.nodes.values():
+        if node.name not in clamps and node.predicted:
+            assert_close(node.value, node.prediction, 1e-4)
+    plain_rule = pcsim.Simulator(net, rule=pcsim.Backprop())
+    plain_rule.infer(clamps)
+    exact = _by_name(net, plain_rule.gradients())
+    assert found.keys() == exact.keys()
+    for name, gradient in exact.items():
+        assert_close(found[name], gradient, 1e-4)
+
+
+def _by_name(net: pcsim.Network, gradients: Mapping[nn.Parameter, Tensor]) -> dict[str, Tensor]:
+    return {name: gradients[parameter] for name, parameter in net.named_parameters() if parameter in gradients}
+
+
+def test_a_multiplier_grows_by_its_error_after_each_step(engine: str) -> None:
+    """x -> h -> y, all identities, worked out by hand for two steps of rate ½ and α = ¼."""
+    net = pcsim.Network()
+    for name in ("x", "h", "y"):
+        net.add_node(name, (1,))
+    net.add_edge("x", "h")
+    net.add_edge("h", "y")
+    net.double()
+    given = {"x": torch.zeros(1, 1, dtype=torch.float64), "y": torch.ones(1, 1, dtype=torch.float64)}
+    pcsim.Simulator(net, pcsim.Relaxation(2, 0.5, multipliers=0.25), engine=engine).infer(given)
+    # Step 0: h = 0 + ½ (1 − 0) = ½, λ = ¼ · ½ = ⅛. Step 1: h = ½ + ½ (½ − (½ + ⅛)) = 7/16.
+    assert_close(net["h"].value, torch.tensor([[7 / 16]], dtype=torch.float64), 1e-15)
+
+
+@pytest.mark.parametrize("rule", [pcsim.ForwardUpdate(), pcsim.IncrementalUpdate(), pcsim.ArrivalUpdate()])
+def test_multipliers_are_refused_where_a_rule_knows_nothing_of_them(rule: pcsim.LearningRule) -> None:
+    net = chain([2, 3, 2], nn.Tanh)
+    with pytest.raises(SettingError, match="knows nothing of multipliers"):
+        pcsim.Simulator(net, pcsim.Relaxation(multipliers=0.1), rule).infer({"input": draw(2, 2), "output": draw(2, 2)})
+    with pytest.raises(SettingError, match="with held predictions or a tolerance"):
+        pcsim.Relaxation(multipliers=0.1, hold_predictions=True)
 
 
 # Momentum against torch.optim

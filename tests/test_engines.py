@@ -22,7 +22,7 @@ from pcsim.engine.batched.engine import BatchedEngine
 from pcsim.engine.planning.plan import Plan
 
 EXAMPLES = 400
-CASES = verify.cases(rules=(*verify.RULES, pcsim.ArrivalUpdate()), held=True, sampled=True)
+CASES = verify.cases(rules=(*verify.RULES, pcsim.ArrivalUpdate()), held=True, sampled=True, multiplied=True)
 everything = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )

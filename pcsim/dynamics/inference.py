@@ -45,6 +45,10 @@ class Relaxation:
             Oliviers et al., PLOS Computational Biology 2024): after each step √(2 · rate · temperature) times standard
             normal numbers are added, drawn from the torch seed. Values come to follow exp(−F / temperature) as the
             rate goes to 0; with momentum they do not.
+        multipliers: α, at least 0; above it every free node with a Gaussian energy carries a Lagrange multiplier λ that
+            adds to its error in messages, in its own pull and in what weights learn from, and grows by α · ε after
+            each step (PC-ALM, arXiv 2605.31022): the latents come to lie on their predictions while λ becomes
+            backprop's adjoint. With :class:`SettledUpdate` only.
 
     Raises:
         SettingError: a value outside its range.
@@ -59,6 +63,7 @@ class Relaxation:
     start: Literal["zeros", "previous"] = attrs.field(default="zeros", kw_only=True)
     hold_predictions: bool = attrs.field(default=False, kw_only=True)
     temperature: float = attrs.field(default=0.0, kw_only=True)
+    multipliers: float = attrs.field(default=0.0, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
@@ -84,10 +89,16 @@ class Relaxation:
             raise SettingError(f"Relaxation.tolerance: given {self.tolerance}, expected a positive number or None")
         if self.start not in ("zeros", "previous"):
             raise SettingError(f"Relaxation.start: given {self.start!r}, expected 'zeros' or 'previous'")
-        if isinstance(self.temperature, bool) or not isinstance(self.temperature, int | float):
-            raise SettingError(f"Relaxation.temperature: given {self.temperature!r}, expected a number")
-        if not 0 <= self.temperature < float("inf"):
-            raise SettingError(f"Relaxation.temperature: given {self.temperature}, expected a number of at least 0")
+        for name in ("temperature", "multipliers"):
+            given = getattr(self, name)
+            if isinstance(given, bool) or not isinstance(given, int | float):
+                raise SettingError(f"Relaxation.{name}: given {given!r}, expected a number")
+            if not 0 <= given < float("inf"):
+                raise SettingError(f"Relaxation.{name}: given {given}, expected a number of at least 0")
+        if self.multipliers and (self.hold_predictions or self.tolerance is not None):
+            raise SettingError(
+                f"Relaxation.multipliers: given {self.multipliers:g} with held predictions or a tolerance; leave one"
+            )
         for name in ("momentum", "tolerance"):
             if self.temperature and getattr(self, name):
                 raise SettingError(

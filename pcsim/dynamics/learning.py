@@ -41,6 +41,11 @@ class LearningRule:
         Raises:
             SettingError: the weights would learn during the relaxation from predictions that are held throughout.
         """
+        if relaxation.multipliers and (self.at_forward or self.every_step or self.at_arrival):
+            raise SettingError(
+                f"{type(self).__name__} knows nothing of multipliers, whose errors are learned from where they have "
+                "settled; use SettledUpdate(), or leave multipliers out"
+            )
         if self.every_step and relaxation.hold_predictions:
             raise SettingError(
                 f"{type(self).__name__} changes the weights at every step, but hold_predictions=True keeps the "
@@ -104,6 +109,7 @@ class ArrivalUpdate(LearningRule):
         Raises:
             SettingError: names the nodes.
         """
+        super().check(relaxation, levels)
         late = [f"{name} (level {level})" for name, level in levels.items() if level >= relaxation.steps]
         if late:
             raise SettingError(

@@ -142,6 +142,8 @@ class Evaluation:
         total = torch.zeros_like(self.value[name].contiguous())
         if node.predicted:
             total = total - node.energy_function.value_gradient(*self.compared(name), self.scale(name))
+        if name in self.state.multiplier:
+            total = total - self.state.multiplier[name]
         return sum((self.message(edge.name) for edge in node.outgoing), total)
 
     def record(self) -> Record:
@@ -171,7 +173,8 @@ class Evaluation:
             self._delta[name] = torch.zeros_like(prediction)
         else:
             rule = self.task.rule.delta if self._learning else self.task.rule.descent
-            self._delta[name] = rule(node.energy_function, *self.compared(name), self.scale(name))
+            own = rule(node.energy_function, *self.compared(name), self.scale(name))
+            self._delta[name] = own + self.state.multiplier[name] if name in self.state.multiplier else own
 
     def _vjp(self, name: str) -> None:
         """The error pulled back through a node's transfer and its edges, to their sources and all parameters."""
@@ -244,7 +247,9 @@ def start(task: Task, batch: Batch) -> State:
         for name in clamping.targets:
             value[name] = torch.lerp(prediction[name], value[name], batch.nudge)
     displacement = {name: torch.zeros_like(value[name]) for name in clamping.displaced}
-    return State(task, batch, dict(value), value, prediction, displacement)
+    carried = clamping.multiplied if task.relaxation.multipliers else ()
+    multiplier = {name: torch.zeros_like(value[name]) for name in carried}
+    return State(task, batch, dict(value), value, prediction, displacement, multiplier=multiplier)
 
 
 def predict(task: Task, batch: Batch, name: str, value: Mapping[str, Tensor], *, hold: bool = True) -> Tensor:
@@ -280,6 +285,8 @@ def steps(state: State) -> Iterator[Evaluation]:
     task, batch = state.task, state.batch
     velocity: dict[str, Tensor | None] = dict.fromkeys(task.clamping.free)
     for step in range(task.relaxation.steps):
+        if step:
+            state.multiplier = multiplied(state)
         now = Evaluation(attrs.evolve(state), step)
         yield now
         value, displacement, largest = dict(state.value), dict(state.displacement), 0.0
@@ -301,6 +308,12 @@ def steps(state: State) -> Iterator[Evaluation]:
         state.value, state.displacement, state.steps = value, displacement, step + 1
         if task.settled(largest, step):
             break
+
+
+def multiplied(state: State) -> dict[str, Tensor]:
+    """The multipliers after a step: λ + α ε, ε after the step (SPEC §2, Multipliers)."""
+    now, growth = Evaluation(attrs.evolve(state), state.last_step), state.task.relaxation.multipliers
+    return {name: before + growth * now.error(name) for name, before in state.multiplier.items()}
 
 
 def finite(value: Tensor) -> bool:

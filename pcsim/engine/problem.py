@@ -189,6 +189,7 @@ class State:
         forward_value: v_n at the start.
         forward_prediction: u_n at the start, of every node that is predicted.
         displacement: v_n − u_n at the start, of nodes that keep it apart: all that they have received.
+        multiplier: λ_n of the nodes that carry one, by name.
         steps: inference steps taken.
         energies: E_n before precision, (steps + 1, nodes with an energy, batch), if asked for.
         error_norms: ‖ε_n‖, of the same shape, if asked for.
@@ -202,6 +203,7 @@ class State:
     forward_value: dict[str, Tensor]
     forward_prediction: dict[str, Tensor]
     displacement: Mapping[str, Tensor] = attrs.field(factory=dict)
+    multiplier: Mapping[str, Tensor] = attrs.field(factory=dict, kw_only=True)
     steps: int = 0
     energies: Tensor | None = None
     error_norms: Tensor | None = None

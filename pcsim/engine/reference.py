@@ -47,6 +47,8 @@ class ReferenceEngine(Engine):
                     waiting = local_rules.gradients(Evaluation(now.state, state.steps, learning=True), learning)
             if learn is not None and waiting is not None:
                 learn(waiting)
+            if state.steps:
+                state.multiplier = local_rules.multiplied(state)
             end = Evaluation(attrs.evolve(state), state.last_step)
             state.value = {**state.value, **{name: end.activity(name) for name in task.clamping.deterministic}}
             if task.record:

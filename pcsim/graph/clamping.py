@@ -105,6 +105,16 @@ class Clamping:
         )
 
     @cached_property
+    def multiplied(self) -> tuple[str, ...]:
+        """Free nodes that may carry a multiplier: predicted, with a Gaussian energy, all of their units free."""
+        nodes = self.network.nodes
+        return tuple(
+            name
+            for name in self.free
+            if name not in self.partial and nodes[name].predicted and nodes[name].energy_function.gaussian
+        )
+
+    @cached_property
     def targets(self) -> tuple[str, ...]:
         """Clamped nodes with incoming edges, in insertion order."""
         clamped = self.full | self.partial

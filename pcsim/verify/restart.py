@@ -162,7 +162,7 @@ def plain(case: Case, steps: int) -> Relaxation:
     """The first steps of the case's relaxation, without momentum and tolerance."""
     horizon = Horizon(case.relaxation.precision, case.relaxation.steps)
     still = attrs.evolve(case.relaxation, momentum=0.0, nesterov=False, tolerance=None, temperature=0.0)
-    return attrs.evolve(still, steps=steps, precision=horizon)
+    return attrs.evolve(still, steps=steps, precision=horizon, multipliers=0.0)
 
 
 def trajectory(case: Case, engine: EngineChoice) -> list[dict[str, Tensor]]:

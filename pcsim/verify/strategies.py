@@ -282,6 +282,7 @@ def relaxations(
     silent: bool = False,
     held: bool = False,
     sampled: bool = False,
+    multiplied: bool = False,
 ) -> Relaxation:
     """Relaxations that last until every error has arrived, where the schedule asks for it.
 
@@ -293,6 +294,7 @@ def relaxations(
         silent: with a schedule that is 0 until the error has arrived.
         held: allow predictions that are held.
         sampled: allow a temperature.
+        multiplied: allow multipliers.
     """
     rate = draw(st.sampled_from((0.1, 0.25, 0.5, 0.8)))
     schedule = draw(schedules(rate, silent=silent))
@@ -302,6 +304,7 @@ def relaxations(
     nesterov = bool(friction) and draw(st.booleans())
     hold = held and draw(st.integers(0, 3)) == 0
     warm = 0.1 if sampled and not friction and draw(st.integers(0, 5)) == 0 else 0.0
+    grown = 0.3 if multiplied and not hold and draw(st.integers(0, 4)) == 0 else 0.0
     return Relaxation(
         steps,
         rate,
@@ -310,6 +313,7 @@ def relaxations(
         nesterov=nesterov,
         hold_predictions=hold,
         temperature=warm,
+        multipliers=grown,
     )
 
 
@@ -322,6 +326,7 @@ def cases(
     momentum: bool = True,
     held: bool = False,
     sampled: bool = False,
+    multiplied: bool = False,
     partial: bool = True,
     targets: bool | None = None,
     every_root: bool = False,
@@ -338,6 +343,7 @@ def cases(
         momentum: allow it.
         held: allow predictions that are held.
         sampled: allow a temperature.
+        multiplied: allow multipliers, where the rule knows them.
         partial: allow masks.
         targets: whether at least one node with incoming edges is given; None leaves it open.
         every_root: give every node without incoming edges and without a prior, in whole.
@@ -355,7 +361,16 @@ def cases(
     deepest = max((levels[name] for name in clamping.energetic if name in levels), default=0)
     rule = draw(st.sampled_from(possible or [SettledUpdate()]))
     hold, silent = held and not rule.every_step, rule.at_arrival
-    kinds = relaxations(deepest, momentum=momentum, most_steps=most_steps, silent=silent, held=hold, sampled=sampled)
+    carries = multiplied and type(rule) is SettledUpdate
+    kinds = relaxations(
+        deepest,
+        momentum=momentum,
+        most_steps=most_steps,
+        silent=silent,
+        held=hold,
+        sampled=sampled,
+        multiplied=carries,
+    )
     relaxation = draw(kinds)
     return Case(network, given, relaxation, rule)
 

@@ -130,6 +130,7 @@ class BatchedEngine(Engine):
             program.largest.update = 0.0
             if not program.finite(steps):
                 raise self._divergence(program, batch, steps)
+            program.end_multipliers(steps)
             state = program.state(batch, steps)
             if task.record:
                 for operation in program.closing(steps):

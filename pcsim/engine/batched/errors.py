@@ -37,15 +37,39 @@ def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learni
             goal = node.part("delta", rows)
             delta = goal.cell.read()
             operations.append(Operation("error", partial(torch.sub, value.read(), prediction.read(), out=delta), names))
+            carried = memory.wiring.multiplied[node.group.positions[rows[0]]]
+            if carried and not learning:
+                multiplier = node.part("multiplier", rows)
+                growing = partial(_multiply, memory, multiplier.gathered(operations, names), delta)
+                operations.append(Operation("multiplier", growing, names))
+                multiplier.scatter(operations, names)
             if callable(scale):
                 operations.append(Operation("weigh", partial(_weigh, delta, scale), names))
             elif isinstance(scale, Tensor) or scale != 1.0:
                 operations.append(Operation("weigh", partial(delta.mul_, _wrapped(scale, delta)), names))
+            if carried:
+                multiplier = node.part("multiplier", rows)
+                add = partial(delta.add_, read(multiplier, operations, names).read())
+                operations.append(Operation("add multiplier", add, names))
             goal.scatter(operations, names)
         else:
             given: Delta = rule.delta if learning else LearningRule.descent
             call = partial(_by_energy, node, rows.tolist(), given, scale)
             operations.append(Operation("error", call, names))
+
+
+def _multiply(memory: Memory, multiplier: Cell, error: Tensor) -> None:
+    """λ + α ε, from the second step on: what it grows by is the error after a step."""
+    if memory.step:
+        multiplier.read().add_(error, alpha=memory.task.relaxation.multipliers)
+
+
+def last_multipliers(memory: Memory) -> None:
+    """The multipliers after the last step, once predictions are up to date."""
+    for node, rows in memory.node_rows(memory.wiring.multiplied):
+        for row in rows.tolist():
+            error = node.tensor("value")[row] - node.tensor("prediction")[row]
+            node.tensor("multiplier")[row].add_(error, alpha=memory.task.relaxation.multipliers)
 
 
 def _received(

@@ -115,6 +115,8 @@ class Program:
                 copy = partial(node.tensor("value").copy_, node.tensor("prediction"))
                 operations.append(Operation("copy", copy, node.names))
         for node in memory.nodes:
+            if self._wiring.multiplied[node.group.positions].any():
+                operations.append(Operation("zero", node.tensor("multiplier").zero_, node.names))
             if node.group.received and not self._writes_first:
                 operations.append(Operation("zero", node.tensor("displacement").zero_, node.names))
             for kept, original in node.copies:
@@ -267,6 +269,13 @@ class Program:
         """Say which step is being taken."""
         self._memory.step = step
 
+    def end_multipliers(self, steps: int) -> None:
+        """Take the error after the last step into the multipliers."""
+        if self._task.relaxation.multipliers and steps:
+            for operation in self.closing(steps):
+                operation.call()
+            errors.last_multipliers(self._memory)
+
     def found(self) -> Gradients:
         """Gradients by parameter that the last operations have found, to be kept by the caller."""
         gradients = self._found.copy()
@@ -380,7 +389,11 @@ class Program:
     def state(self, batch: Batch, steps: int) -> State:
         """Views of the tensors, by node name; the next run of this program overwrites them."""
         value, displacement = self._values(steps)
-        return State(self._task, batch, value, self._views[1], self._views[2], displacement, steps)
+        carried = self._task.clamping.multiplied if self._task.relaxation.multipliers else ()
+        places = ((name, *self._memory.rows[name]) for name in carried)
+        multiplier = {name: memory.tensor("multiplier")[row] for name, memory, row in places}
+        views = self._views[1], self._views[2]
+        return State(self._task, batch, value, *views, displacement, steps, multiplier=multiplier)
 
     def __str__(self) -> str:
         lines = [str(self.groups), "start:", *self._stacked(), *(f"  {each}" for each in self.start)]

@@ -111,6 +111,7 @@ def take_step(
     weighing = wiring.energetic & (wiring.own_precision != 0)
     schedule = _schedule(task, wiring, step, before.live & weighing if leave_out else wiring.energetic)
     live = before.live & weighing & (wiring.energy_weight != 0) & (schedule != 0)
+    live |= before.live & wiring.multiplied  # whatever its precision, a multiplier counts
     active = live if leave_out else wiring.energetic
     learns = task.learns_each_step or task.rule.at_arrival
     teaching = _arriving(wiring, before, step) if task.rule.at_arrival else np.zeros_like(live)

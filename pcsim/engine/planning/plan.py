@@ -81,7 +81,7 @@ class Plan:
     @cached_property
     def received(self) -> Mask:
         """Nodes whose error is what they have received, kept apart from the value: predicted once, at the start."""
-        if not self.leave_out or not _usual(self.task.rule):
+        if not self.leave_out or not _usual(self.task.rule) or self.task.relaxation.multipliers:
             return np.zeros(len(self.wiring.nodes), bool)
         return self.wiring.displaced & ~self._after(None).predicted
 
@@ -90,7 +90,8 @@ class Plan:
         """Nodes whose prediction is evaluated again after the start, during the relaxation or for learning."""
         if self.task.relaxation.tolerance is not None:
             return np.full(len(self.wiring.nodes), not self.wiring.held)
-        closing = self.closing()[1] if self.task.record else np.zeros(len(self.wiring.nodes), bool)
+        closes = self.task.record or self.task.relaxation.multipliers
+        closing = self.closing()[1] if closes else np.zeros(len(self.wiring.nodes), bool)
         return self._after(None).predicted | self.learning().predict | closing
 
     @cached_property
@@ -107,7 +108,7 @@ class Plan:
         wiring, task, count = self.wiring, self.task, len(self.wiring.nodes)
         relaxation, rule = task.relaxation, task.rule
         factors = np.full(count, np.nan)
-        plain = relaxation.plain and relaxation.tolerance is None and not task.record
+        plain = relaxation.plain and relaxation.tolerance is None and not (task.record or relaxation.multipliers)
         lasting = task.learns_forward or rule.at_arrival
         if not (plain and self.leave_out and self._shares_errors and lasting) or not _usual(rule):
             return factors

@@ -57,6 +57,8 @@ class Wiring:
             self.generation[members] = number
         self.displaced = self._mask(clamping.displaced, place)
         """Nodes that may keep what moves them apart from their value."""
+        self.multiplied = self._mask(clamping.multiplied if task.relaxation.multipliers else (), place)
+        """Nodes that carry a multiplier."""
         self.between = self.deterministic[self.source]
         """Edges out of deterministic nodes."""
         self.hears = self.free.copy()
