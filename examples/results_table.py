@@ -30,7 +30,8 @@ def method(settings: dict[str, Any]) -> str:
         return "backprop"
     name = "iPC" if settings["method"] == "ipc" else "PC"
     precision = "" if settings["precision"] == "none" else f" + {settings['precision']}"
-    rule = " + FU" if settings["method"] == "pc" and settings["rule"] == "forward" else ""
+    rules = {"forward": " + FU", "arrival": " + arrival"} if settings["method"] == "pc" else {}
+    rule = rules.get(settings["rule"], "")
     nudge = "" if settings["nudge"] is None else f", nudged {settings['nudge']}{' centred' * settings['centred']}"
     return name + precision + rule + nudge
 

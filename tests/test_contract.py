@@ -674,3 +674,25 @@ def test_weights_of_another_shape_are_refused_by_name() -> None:
     net.edges["hidden1->hidden2"].module.weight = nn.Parameter(torch.ones(7, 6))
     with pytest.raises(GraphError, match="'hidden1->hidden2'"):
         sim.infer(clamps(net))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_a_compiled_module_stands_on_an_edge(rule: pcsim.LearningRule) -> None:
+    torch.manual_seed(0)
+    found = []
+    last = nn.Sequential(nn.Linear(6, 3), nn.SiLU())
+    first = nn.Linear(6, 6)
+    given = {"x": torch.randn(5, 6), "y": torch.randn(5, 3)}
+    for module in (last, torch.compile(last, backend="eager")):
+        net = pcsim.Network()
+        for name, size in (("x", 6), ("h", 6), ("y", 3)):
+            net.add_node(name, (size,))
+        net.add_edge("x", "h", first)
+        net.add_edge("h", "y", module)
+        sim = pcsim.Simulator(net, pcsim.Relaxation(3, 0.1), rule)
+        for _ in range(2):
+            sim.infer(given)
+        sim.compute_gradients()
+        found.append([parameter.grad for parameter in (*first.parameters(), *last.parameters())])
+    for compiled, plain in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain)

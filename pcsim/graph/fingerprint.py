@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import chain, compress, count
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +23,7 @@ OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 GLOBAL_HOOKS = [
     value for name, value in vars(torch_module).items() if name.startswith("_global_") and isinstance(value, dict)
 ]
-_training, _requires_grad = itemgetter("training"), attrgetter("requires_grad")
+_training, _requires_grad = attrgetter("training"), attrgetter("requires_grad")
 
 
 class Fingerprint:
@@ -48,7 +48,7 @@ class Fingerprint:
         self.moving = [part for part in parts if part.moves]
         """Parts whose buffers move as they are evaluated."""
         users = [module for module in modules if not isinstance(module, Part)]
-        self._attributes, self._training = [vars(module) for module in users], [vars(module) for module in modules]
+        self._modules, self._attributes = modules, [vars(module) for module in users]
         owners: list[dict[str, Any]] = [o for m in modules for o in (m._parameters, m._modules)]
         self._owners = [owner for owner in owners if owner]
         self._empty = [owner for owner in owners if not owner]
@@ -69,7 +69,7 @@ class Fingerprint:
 
     def _look_at_flags(self) -> tuple[list[bool], list[bool], list[int], list[int]]:
         return (
-            [*map(_training, self._training)],
+            [*map(_training, self._modules)],
             [*map(_requires_grad, self.parameters)],
             [*map(len, self._attributes)],
             [*compress(count(), self._hooks)],
