@@ -106,13 +106,9 @@ class Clamping:
 
     @cached_property
     def multiplied(self) -> tuple[str, ...]:
-        """Free nodes that may carry a multiplier: predicted, with a Gaussian energy, all of their units free."""
-        nodes = self.network.nodes
-        return tuple(
-            name
-            for name in self.free
-            if name not in self.partial and nodes[name].predicted and nodes[name].energy_function.gaussian
-        )
+        """Free nodes that may carry a multiplier: predicted, with a Gaussian energy that counts, all units free."""
+        found = (self.network.nodes[name] for name in self.free if name not in self.partial)
+        return tuple(n.name for n in found if n.predicted and n.energy_function.gaussian and n.energy_weight != 0)
 
     @cached_property
     def targets(self) -> tuple[str, ...]:
