@@ -31,6 +31,11 @@ class LearningRule:
     backprop: ClassVar[bool] = False
     """Treat every free node as deterministic."""
 
+    @property
+    def usual(self) -> bool:
+        """Whether ``delta`` is the derivative of the energy, not one of a user's own."""
+        return type(self).delta is LearningRule.delta
+
     def check(self, relaxation: Relaxation, levels: Mapping[str, int]) -> None:
         """Refuse a relaxation with which the rule makes no sense.
 

@@ -12,7 +12,6 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.problem import Batch, Record, State, Task, precision_gradient, record
 from pcsim.engine.reached import Reached
 from pcsim.errors import DivergenceError
@@ -50,7 +49,7 @@ class Evaluation:
         forward = task.held or (learning and task.rule.at_forward)
         self._activity = state.forward_value if forward else state.value
         self.state, self._step, self._learning, self._only = state, step, learning, only
-        self._unusual = learning and type(task.rule).delta is not LearningRule.delta
+        self._unusual = learning and not task.rule.usual
         self._later = later or task.learns_each_step
         self._deterministic, self._position = task.clamping.deterministic, task.clamping.position
         self._contribution: dict[str, Tensor] = {}
@@ -285,9 +284,9 @@ def steps(state: State) -> Iterator[Evaluation]:
     task, batch = state.task, state.batch
     velocity: dict[str, Tensor | None] = dict.fromkeys(task.clamping.free)
     for step in range(task.relaxation.steps):
-        if step:
-            state.multiplier = multiplied(state)
         now = Evaluation(attrs.evolve(state), step)
+        if step:
+            multiply(now, state)
         yield now
         value, displacement, largest = dict(state.value), dict(state.displacement), 0.0
         for name in task.clamping.free:
@@ -310,10 +309,12 @@ def steps(state: State) -> Iterator[Evaluation]:
             break
 
 
-def multiplied(state: State) -> dict[str, Tensor]:
-    """The multipliers after a step: λ + α ε, ε after the step (SPEC §2, Multipliers)."""
-    now, growth = Evaluation(attrs.evolve(state), state.last_step), state.task.relaxation.multipliers
-    return {name: before + growth * now.error(name) for name, before in state.multiplier.items()}
+def multiply(now: Evaluation, state: State) -> None:
+    """The multipliers after a step, λ + α ε with ε after the step (SPEC §2), in what is made of a state and in it."""
+    growth = state.task.relaxation.multipliers
+    now.state.multiplier = state.multiplier = {
+        name: before + growth * now.error(name) for name, before in state.multiplier.items()
+    }
 
 
 def finite(value: Tensor) -> bool:

@@ -47,9 +47,9 @@ class ReferenceEngine(Engine):
                     waiting = local_rules.gradients(Evaluation(now.state, state.steps, learning=True), learning)
             if learn is not None and waiting is not None:
                 learn(waiting)
-            if state.steps:
-                state.multiplier = local_rules.multiplied(state)
             end = Evaluation(attrs.evolve(state), state.last_step)
+            if state.steps:
+                local_rules.multiply(end, state)
             state.value = {**state.value, **{name: end.activity(name) for name in task.clamping.deterministic}}
             if task.record:
                 state.keep([*records, Evaluation(state, state.last_step).record()])

@@ -93,22 +93,22 @@ class Clamping:
         )
 
     @cached_property
+    def _gaussian(self) -> tuple[str, ...]:
+        """Free nodes that are predicted, all of their units free, with a Gaussian energy."""
+        found = (self.network.nodes[name] for name in self.free if name not in self.partial)
+        return tuple(node.name for node in found if node.predicted and node.energy_function.gaussian)
+
+    @cached_property
     def displaced(self) -> tuple[str, ...]:
-        """Free nodes that start at their prediction, all units of them, with a Gaussian energy: what moves such a node
-        is kept apart from its value, and is its error as long as its prediction stays (SPEC §7).
+        """Free nodes that start at their prediction, with a Gaussian energy: what moves such a node is kept apart from
+        its value, and is its error as long as its prediction stays (SPEC §7).
         """
-        nodes, apart = self.network.nodes, self.placed | self.partial
-        return tuple(
-            name
-            for name in self.free
-            if name not in apart and nodes[name].predicted and nodes[name].energy_function.gaussian
-        )
+        return tuple(name for name in self._gaussian if name not in self.placed)
 
     @cached_property
     def multiplied(self) -> tuple[str, ...]:
-        """Free nodes that may carry a multiplier: predicted, with a Gaussian energy that counts, all units free."""
-        found = (self.network.nodes[name] for name in self.free if name not in self.partial)
-        return tuple(n.name for n in found if n.predicted and n.energy_function.gaussian and n.energy_weight != 0)
+        """Free nodes that may carry a multiplier: predicted, with a Gaussian energy that counts."""
+        return tuple(name for name in self._gaussian if self.network.nodes[name].energy_weight != 0)
 
     @cached_property
     def targets(self) -> tuple[str, ...]:

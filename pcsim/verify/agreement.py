@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import attrs
 from torch import Tensor
@@ -37,12 +36,8 @@ def check_engines_agree(
         AssertionError: they differ; names the node, edge or parameter, and prints the smallest network found on which
             they do, as code that fails again.
     """
-    settings = {
-        "engines": None if tuple(engines) == ("reference", "batched") else tuple(engines),
-        "tolerance": None if tolerance == 1e-9 else tolerance,
-    }
-    call = "pcsim.verify.check_engines_agree(pcsim.verify.Case(net, clamps, relaxation, rule)"
-    report(partial(_check, engines=engines, tolerance=tolerance), case, call, settings)
+    given = {"engines": tuple(engines), "tolerance": tolerance}
+    report(_check, case, check_engines_agree, given, "pcsim.verify.Case(net, clamps, relaxation, rule)")
 
 
 def _check(case: Case, engines: Sequence[EngineChoice], tolerance: float) -> None:

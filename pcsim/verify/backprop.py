@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import attrs
 import torch
 from torch import Tensor
@@ -71,12 +69,7 @@ def check_backprop_agreement(
         steps = max(case.levels.values()) + 1
         relaxation = Relaxation(steps, RATE, precision=Spiking.for_rate(RATE), hold_predictions=True)
         case = attrs.evolve(case, relaxation=relaxation)
-    settings = {
-        "engine": None if engine == "batched" else engine,
-        "tolerance": None if tolerance == 1e-9 else tolerance,
-    }
-    call = "pcsim.verify.check_backprop_agreement(net, clamps, relaxation, rule"
-    report(partial(_check, engine=engine, tolerance=tolerance), case, call, settings)
+    report(_check, case, check_backprop_agreement, {"engine": engine, "tolerance": tolerance})
 
 
 def backprop_gradients(case: Case) -> dict[str, Tensor]:

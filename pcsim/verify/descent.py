@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import attrs
 import torch
@@ -60,12 +59,7 @@ def check_descent(
     """
     case = in_float64(network, clamps, relaxation, rule)
     _refuse(case)
-    settings = {
-        "engine": None if engine == "batched" else engine,
-        "tolerance": None if tolerance == 1e-9 else tolerance,
-    }
-    call = "pcsim.verify.check_descent(net, clamps, relaxation, rule"
-    report(partial(_check, engine=engine, tolerance=tolerance), case, call, settings)
+    report(_check, case, check_descent, {"engine": engine, "tolerance": tolerance})
 
 
 def _check(case: Case, engine: EngineChoice, tolerance: float) -> None:

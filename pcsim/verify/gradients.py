@@ -62,12 +62,7 @@ def check_gradients(
     """
     case = in_float64(network, clamps, relaxation, rule)
     rules = [SettledUpdate(), ForwardUpdate(), IncrementalUpdate()] if rule is None else [rule]
-    settings = {
-        "engine": None if engine == "batched" else engine,
-        "tolerance": None if tolerance == 1e-9 else tolerance,
-    }
-    call = "pcsim.verify.check_gradients(net, clamps, relaxation, rule"
-    report(partial(_check, rules=rules, engine=engine, tolerance=tolerance), case, call, settings)
+    report(partial(_check, rules=rules), case, check_gradients, {"engine": engine, "tolerance": tolerance})
 
 
 def _check(case: Case, rules: Sequence[LearningRule], engine: EngineChoice, tolerance: float) -> None:

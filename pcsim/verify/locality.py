@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 
 import attrs
 import torch
@@ -62,13 +61,13 @@ def check_locality(
             f"check_locality: momentum {case.relaxation.momentum} given, with which an update depends on the past by "
             "design; set it to 0"
         )
-    settings = {
-        "engine": None if engine == "batched" else engine,
-        "tolerance": None if tolerance == 1e-12 else tolerance,
-        "seed": seed or None,
-    }
-    call = "pcsim.verify.check_locality(net, clamps, relaxation"
-    report(partial(_check, engine=engine, tolerance=tolerance, seed=seed), case, call, settings)
+    report(
+        _check,
+        case,
+        check_locality,
+        {"engine": engine, "tolerance": tolerance, "seed": seed},
+        "net, clamps, relaxation",
+    )
 
 
 def _check(case: Case, engine: EngineChoice, tolerance: float, seed: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from inspect import signature
 
 import attrs
 import torch
@@ -24,33 +26,39 @@ Check = Callable[[Case], None]
 """What raises AssertionError on a case."""
 
 
-def report(check: Check, case: Case, call: str, arguments: Mapping[str, object]) -> None:
+def report(
+    check: Callable[..., None],
+    case: Case,
+    public: Callable[..., None],
+    arguments: Mapping[str, object],
+    names: str = "net, clamps, relaxation, rule",
+) -> None:
     """Run a check; where it fails, fail with the smallest case on which it does, and with code that fails again.
 
     Within a hypothesis test that shrinks, the search for the smallest is left to hypothesis.
 
     Args:
-        check: raises AssertionError, whose message ends in the case as code.
+        check: called on a case and the arguments, raises AssertionError whose message ends in the case as code.
         case: what is checked.
-        call: the check as a call on the names of that code, without the closing parenthesis.
-        arguments: further ones of that call, by name; those that are None are left out.
+        public: the check as users call it.
+        arguments: of both, by name; those that are the public one's defaults are left out of the code.
+        names: of that code, on which the public one is called.
 
     Raises:
         AssertionError: the check fails.
     """
-    given = {name: argument for name, argument in arguments.items() if argument is not None}
+    on, known = partial(check, **arguments), signature(public).parameters
+    given = {name: argument for name, argument in arguments.items() if argument != known[name].default}
     try:
-        check(case)
+        on(case)
     except AssertionError as failure:
-        again, message = call_code(call, given), str(failure)
+        again, message = call_code(f"pcsim.verify.{public.__name__}({names}", given), str(failure)
         if not hypothesis_shrinks():
-            small = smallest(case, check)
+            small = smallest(case, on)
             if small is not case:
                 left, sizes = _sizes(small), _sizes(case)
                 parts = ", ".join(f"{left[part]} of {size} {part}" for part, size in sizes.items())
-                message = (
-                    f"{message.splitlines()[0]}\nThe smallest found that fails, {parts}:\n{_failure(check, small)}"
-                )
+                message = f"{message.splitlines()[0]}\nThe smallest found that fails, {parts}:\n{_failure(on, small)}"
         raise AssertionError(f"{message}\n{again}") from None
 
 

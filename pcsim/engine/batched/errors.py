@@ -26,7 +26,7 @@ Delta = Callable[[Energy, Tensor, Tensor, Scale], Tensor]
 def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learning: bool) -> None:
     """δ of the active nodes, with precision and weight; for learning, with weight alone."""
     rule = memory.task.rule
-    usual = type(rule).delta is LearningRule.delta or not learning
+    usual = rule.usual or not learning
     for node, rows in memory.node_rows(phase.active):
         names = named(node.names, rows)
         scale = scale_of(memory, node, rows, phase, learning=learning)
@@ -43,10 +43,7 @@ def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learni
                 growing = partial(_multiply, memory, multiplier.gathered(operations, names), delta)
                 operations.append(Operation("multiplier", growing, names))
                 multiplier.scatter(operations, names)
-            if callable(scale):
-                operations.append(Operation("weigh", partial(_weigh, delta, scale), names))
-            elif isinstance(scale, Tensor) or scale != 1.0:
-                operations.append(Operation("weigh", partial(delta.mul_, _wrapped(scale, delta)), names))
+            _weigh(operations, delta, delta, scale, names)
             if carried:
                 multiplier = node.part("multiplier", rows)
                 add = partial(delta.add_, read(multiplier, operations, names).read())
@@ -83,14 +80,30 @@ def _received(
         change = partial(torch.sub, before.read(), prediction.read(), out=delta)
         operations += [Operation("change", change, names), Operation("error", partial(delta.add_, error.read()), names)]
         error = Cell(delta)
-    if callable(scale):
-        operations.append(Operation("weigh", partial(_weigh_into, delta, error.read(), scale), names))
-    elif not isinstance(scale, Tensor) and scale == 1.0:
-        operations.append(Operation("error", partial(delta.copy_, error.read()), names))
-    else:
-        weigh = partial(torch.mul, error.read(), _wrapped(scale, delta), out=delta)
-        operations.append(Operation("weigh", weigh, names))
+    _weigh(operations, error.read(), delta, scale, names)
     goal.scatter(operations, names)
+
+
+def _weigh(
+    operations: list[Operation],
+    error: Tensor,
+    delta: Tensor,
+    scale: Scale | Callable[[], Scale],
+    names: Sequence[str],
+) -> None:
+    """δ = scale · error, where the error may be there already."""
+    if callable(scale):
+        operations.append(Operation("weigh", partial(_weigh_anew, error, delta, scale), names))
+    elif isinstance(scale, Tensor) or scale != 1.0:
+        # A number would be wrapped into a tensor at every call, which takes longer than a small product.
+        factor = torch.as_tensor(scale, dtype=delta.dtype, device=delta.device)
+        operations.append(Operation("weigh", partial(torch.mul, error, factor, out=delta), names))
+    elif error is not delta:
+        operations.append(Operation("error", partial(delta.copy_, error), names))
+
+
+def _weigh_anew(error: Tensor, delta: Tensor, scale: Callable[[], Scale]) -> None:
+    torch.mul(error, scale(), out=delta)
 
 
 def scale_of(
@@ -118,19 +131,6 @@ def _own_scale(nodes: Sequence[Node], factors: Sequence[float], dtype: torch.dty
         own = torch.as_tensor(node.own_precision, dtype=dtype, device=device).detach()
         scales.append((factor * own).expand(node.shape))
     return scales[0] if len(scales) == 1 else torch.stack(scales).unsqueeze(1)
-
-
-def _wrapped(scale: Scale, like: Tensor) -> Tensor:
-    """A factor as a tensor: a number would be wrapped at every call, which takes longer than a small product."""
-    return torch.as_tensor(scale, dtype=like.dtype, device=like.device)
-
-
-def _weigh(delta: Tensor, scale: Callable[[], Scale]) -> None:
-    delta.mul_(scale())
-
-
-def _weigh_into(delta: Tensor, error: Tensor, scale: Callable[[], Scale]) -> None:
-    torch.mul(error, scale(), out=delta)
 
 
 def each(

@@ -179,9 +179,9 @@ def displace(
     if velocity is not None and moved_on is not None:
         _put(velocity, moved_on)
     if relaxation.temperature:
-        seed = memory.at_hand().seed
-        kicks = [relaxation.noise(move[0] if move.dim() > node.dims else move, seed, n, memory.step) for n in names]
-        move = move + (torch.stack(kicks) if move.dim() > node.dims else kicks[0])
+        alone, seed = len(names) == 1, memory.at_hand().seed
+        drawn = [relaxation.noise(move if alone else move[0], seed, name, memory.step) for name in names]
+        move = move + (drawn[0] if alone else torch.stack(drawn))
     before = _rows(part).clone() if relaxation.tolerance is not None else None
     if part.index is None:
         part.cell.read().add_(move)

@@ -111,11 +111,6 @@ class NodeMemory:
         return error, torch.zeros_like(error)
 
     @property
-    def dims(self) -> int:
-        """Axes of one node's value, the batch among them; a stack has one more."""
-        return len(self.node.shape) + 1
-
-    @property
     def moving(self) -> str:
         """Name of the tensor that moves as the nodes do."""
         return "displacement" if self.group.received else "value"

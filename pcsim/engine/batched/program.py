@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.batched import errors, messages
 from pcsim.engine.batched.edges import Activity, EdgeMemory
 from pcsim.engine.batched.gradients import Found, learn
@@ -179,9 +178,8 @@ class Program:
         sent = phase.schedule * wiring.own_precision
         through = wiring.any_of(wiring.between & (phase.learn & wiring.deterministic)[wiring.source], wiring.target)
         alike = np.unique(sent[through & (phase.active | phase.relay)])
-        usual = type(self._task.rule).delta is LearningRule.delta
         strays = through & (phase.active | phase.relay) & ~phase.learn
-        if not usual or strays.any() or len(alike) > 1 or not (np.abs(sent[teaching]) > 0).all():
+        if not self._task.rule.usual or strays.any() or len(alike) > 1 or not (np.abs(sent[teaching]) > 0).all():
             return None
         factors = np.full(len(sent), 1 / alike[0] if len(alike) else 1.0)
         factors[teaching] = 1 / sent[teaching]
@@ -194,10 +192,23 @@ class Program:
         relay = wiring.upstream(teaching) & wiring.learns
         message = (teaching | relay)[wiring.target] & relay[wiring.source]
         apart = attrs.evolve(phase, active=teaching, relay=relay, message=message, learn=teaching | relay)
-        errors.compare(memory, operations, apart, learning=True)
-        errors.pull(memory, operations, teaching, apart.learn)
-        messages.relay(memory, operations, apart, apart.learn, None)
-        learn(memory, operations, self._found, apart, memory.activity, np.ones(len(teaching)), message)
+        self._learn(operations, apart, teaching, memory.activity, np.ones(len(teaching)), message)
+
+    def _learn(
+        self,
+        operations: list[Operation],
+        phase: Phase,
+        anew: Mask,
+        activity: Activity,
+        factors: Factors,
+        traced: Mask,
+    ) -> None:
+        """Errors with precision left out, of the nodes whose δ is computed anew, and what they and others teach."""
+        memory = self._memory
+        errors.compare(memory, operations, attrs.evolve(phase, active=anew), learning=True)
+        errors.pull(memory, operations, anew, phase.learn)
+        messages.relay(memory, operations, phase, phase.learn, None)
+        learn(memory, operations, self._found, phase, activity, factors, traced)
 
     def _move(self, operations: list[Operation], phase: Phase) -> None:
         for node, rows in self._memory.node_rows(phase.move):
@@ -234,16 +245,12 @@ class Program:
             form(memory, operations, phase.form)
             predict(memory, operations, phase.refresh, phase.predict, activity)
             sent = self.plan.lasting_errors
-            anew = attrs.evolve(phase, active=phase.active & np.isnan(sent))
-            errors.compare(memory, operations, anew, learning=True)
-            errors.pull(memory, operations, anew.active, phase.learn)
-            messages.relay(memory, operations, phase, phase.learn, None)
             been_sent = np.zeros(len(self._wiring.edges), bool)
             for step in self.plan.phases:
                 been_sent |= step.message
             traced = (been_sent & ~np.isnan(sent)[self._wiring.target]) | phase.message
             factors = np.where(np.isnan(sent), 1.0, sent)
-            learn(memory, operations, self._found, phase, activity, factors, traced)
+            self._learn(operations, phase, phase.active & np.isnan(sent), activity, factors, traced)
             self._learning[steps] = operations
             self._bring_new_stacks()
         return self._learning[steps]

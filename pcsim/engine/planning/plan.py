@@ -7,7 +7,6 @@ from functools import cached_property
 import attrs
 import numpy as np
 
-from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.planning import liveness
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.text import describe, html
@@ -81,7 +80,7 @@ class Plan:
     @cached_property
     def received(self) -> Mask:
         """Nodes whose error is what they have received, kept apart from the value: predicted once, at the start."""
-        if not self.leave_out or not _usual(self.task.rule) or self.task.relaxation.multipliers:
+        if not self.leave_out or not self.task.rule.usual or self.task.relaxation.multipliers:
             return np.zeros(len(self.wiring.nodes), bool)
         return self.wiring.displaced & ~self._after(None).predicted
 
@@ -110,7 +109,7 @@ class Plan:
         factors = np.full(count, np.nan)
         plain = relaxation.plain and relaxation.tolerance is None and not (task.record or relaxation.multipliers)
         lasting = task.learns_forward or rule.at_arrival
-        if not (plain and self.leave_out and self._shares_errors and lasting) or not _usual(rule):
+        if not (plain and self.leave_out and self._shares_errors and lasting) or not rule.usual:
             return factors
         active, scale = np.zeros(count, np.intp), np.zeros(count)
         last, heard = np.zeros(count, np.intp), np.full(count, -1)
@@ -142,8 +141,3 @@ class Plan:
 
     def _repr_html_(self) -> str:
         return html(self)
-
-
-def _usual(rule: LearningRule) -> bool:
-    """Whether a rule's δ is the energy's own."""
-    return type(rule).delta is LearningRule.delta
