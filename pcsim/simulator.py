@@ -420,7 +420,8 @@ class Simulator:
             relaxation = attrs.evolve(relaxation, steps=0, precision=relaxation.precision if constant else Constant())
         nudging = None if predicting else self.nudging
         place, weight = (1.0, 1.0) if nudging is None else (nudging.place, nudging.weight)
-        rule = SettledUpdate() if predicting else self.rule
+        # At an equilibrium nothing arrives, so that the arrival rule has nothing to refuse there, or to learn.
+        rule = SettledUpdate() if predicting or (resting and self.rule.at_arrival) else self.rule
         each_step = rule.every_step and updating
         task = Task(clamping, fingerprint, relaxation, rule, each_step, record, place != 1, weight)
         if not predicting:

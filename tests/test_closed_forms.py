@@ -388,6 +388,20 @@ def test_how_far_a_relaxation_comes_is_told_in_words() -> None:
     assert "safe rates below" in str(found)
 
 
+def test_curvature_can_be_asked_whatever_the_weights_learn_from() -> None:
+    net, given = chain([3, 6, 5, 2], nn.Tanh), {"input": draw(4, 3), "output": draw(4, 2)}
+    expected = pcsim.diagnosis.curvature(pcsim.Simulator(net, pcsim.Relaxation(3, 0.1)), given)
+    arriving = pcsim.Relaxation(3, 0.1, precision=pcsim.Spiking.for_rate(0.1))
+    for relaxation, rule in ((arriving, pcsim.ArrivalUpdate()), (pcsim.Relaxation(3, 0.1), pcsim.IncrementalUpdate())):
+        sim = pcsim.Simulator(net, relaxation, rule)
+        found = pcsim.diagnosis.curvature(sim, given)
+        assert math.isclose(found.largest, expected.largest, rel_tol=1e-9)
+    sim = pcsim.Simulator(net, arriving, pcsim.ArrivalUpdate())
+    sim.equilibrium(given)
+    with pytest.raises(pcsim.errors.StateError, match="infer again"):
+        sim.compute_gradients()
+
+
 def test_what_has_no_equilibrium_says_so() -> None:
     net = chain([3, 4, 2], nn.Tanh)
     given = {"input": draw(4, 3), "output": draw(4, 2)}
