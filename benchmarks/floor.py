@@ -29,6 +29,11 @@ def needed_products(depth: int, steps: int, variant: Variant) -> list[Product]:
     if variant.rule == "backprop":
         products += [("message", layer) for layer in range(depth, 1, -1)]
         return products + [("weight", layer) for layer in range(depth, 0, -1)]
+    if variant.relaxed == "errors":  # the first layer reads what is clamped, and so is evaluated once
+        again: list[Product] = [("forward", layer) for layer in range(2, depth + 1)]
+        back: list[Product] = [("message", layer) for layer in range(depth, 1, -1)]
+        products += [*back, *(again + back) * (steps - 1), *again]
+        return products + [("weight", layer) for layer in range(depth, 0, -1)]
     moved, stale = {depth}, set[int]()
     incremental = variant.rule == "incremental"
     for step in range(steps):

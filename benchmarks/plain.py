@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from benchmarks.contender import BACKPROP_LOOP, LOOP, Local
-from benchmarks.variants import BACKPROP, Variant
+from benchmarks.variants import BACKPROP, MULTIPLIER_RATE, Variant
 from benchmarks.workloads import WEIGHT_RATE, Chain, make_problem
 
 activations: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "gelu": lambda: nn.GELU(approximate="tanh")}
@@ -95,9 +95,15 @@ class _Loop:
             for layer in self.layers:
                 forward.append(layer(forward[-1]))
         latents = forward[1:-1]
+        if self.variant.relaxed == "errors":
+            self._relax_errors()
+            return
+        multipliers = [torch.zeros_like(latent) for latent in latents]
         for step in range(self.variant.steps(self.chain)):
             latents = [latent.detach().requires_grad_() for latent in latents]
             energy = self.energy([*latents, self.targets], latents, step)
+            if self.variant.relaxed == "multipliers":
+                energy = energy + self._multiplied(latents, multipliers)
             if incremental:
                 self.adam.zero_grad()
                 energy.backward()  # type: ignore[no-untyped-call]
@@ -108,13 +114,52 @@ class _Loop:
                 self._learn_at(step, [self.inputs, *latents, self.targets])
             with torch.no_grad():
                 latents = [latent - rate * gradient for latent, gradient in zip(latents, gradients, strict=True)]
+                if self.variant.relaxed == "multipliers":
+                    for error, multiplier in zip(self._errors(latents), multipliers, strict=True):
+                        multiplier.add_(error, alpha=MULTIPLIER_RATE)
             if incremental:
                 self._learn(step)
         if rule in ("settled", "forward"):
             sources = forward[1:-1] if rule == "forward" else latents
-            (self.energy([*latents, self.targets], sources) / len(self.inputs)).backward()  # type: ignore[no-untyped-call]
+            energy = self.energy([*latents, self.targets], sources)
+            if self.variant.relaxed == "multipliers":
+                energy = energy + self._multiplied(latents, multipliers)
+            (energy / len(self.inputs)).backward()  # type: ignore[no-untyped-call]
         if not incremental:
             self.adam.step()
+
+    def _errors(self, latents: list[Tensor]) -> list[Tensor]:
+        before = [self.inputs, *latents[:-1]]
+        return [value - layer(source) for layer, source, value in zip(self.layers, before, latents, strict=False)]
+
+    def _multiplied(self, latents: list[Tensor], multipliers: list[Tensor]) -> Tensor:
+        """Σ λ · ε."""
+        products = [(m * error).sum() for m, error in zip(multipliers, self._errors(latents), strict=True)]
+        return torch.stack(products).sum()
+
+    def _relax_errors(self) -> None:
+        """A training step in error coordinates: each value is what is predicted and an error that moves."""
+        rate, errors = self.variant.rate(self.chain), list[Tensor]()
+        for step in range(self.variant.steps(self.chain) + 1):
+            errors = [error.detach().requires_grad_() for error in errors]
+            value, values = self.inputs, list[Tensor]()
+            for place, layer in enumerate(self.layers[:-1]):
+                predicted = layer(value)
+                if not step:
+                    errors.append(torch.zeros_like(predicted).detach().requires_grad_())
+                value = predicted + errors[place]
+                values.append(value)
+            if step == self.variant.steps(self.chain):
+                break
+            output = 0.5 * (self.targets - self.layers[-1](value)).square().sum()
+            energy = output + sum(0.5 * error.square().sum() for error in errors)
+            gradients = torch.autograd.grad(energy, errors)
+            with torch.no_grad():
+                errors = [error - rate * gradient for error, gradient in zip(errors, gradients, strict=True)]
+        self.adam.zero_grad()
+        values = [value.detach() for value in values]
+        (self.energy([*values, self.targets], values) / len(self.inputs)).backward()  # type: ignore[no-untyped-call]
+        self.adam.step()
 
     def _learn_at(self, step: int, values: list[Tensor]) -> None:
         """The gradient of the layer whose error arrives at this step."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn, optim
 import pcsim
 from benchmarks.contender import BATCHED, REFERENCE, Local
 from benchmarks.plain import activations
-from benchmarks.variants import Variant
+from benchmarks.variants import MULTIPLIER_RATE, Variant
 from benchmarks.workloads import WEIGHT_RATE, Chain, Graph, Problem, Workload, make_problem
 
 ENGINES = {BATCHED: "batched", REFERENCE: "reference"}
@@ -77,7 +77,12 @@ def simulated(workload: Workload, variant: Variant, implementation: str = BATCHE
     precision: pcsim.PrecisionSchedule = pcsim.Constant()
     if variant.alpha is not None:
         precision = pcsim.Spiking(alpha=variant.alpha, peak=variant.peak(workload))
-    relaxation = pcsim.Relaxation(variant.steps(workload), variant.rate(workload), precision=precision)
+    steps, rate = variant.steps(workload), variant.rate(workload)
+    relaxation = pcsim.Relaxation(
+        steps, rate, precision=precision, multipliers=MULTIPLIER_RATE if variant.relaxed == "multipliers" else 0.0
+    )
+    if variant.relaxed == "errors":
+        relaxation = pcsim.ErrorRelaxation(steps, rate)
     simulator = pcsim.Simulator(network, relaxation, RULES[variant.rule](), engine=ENGINES[implementation])
     adam = optim.Adam(network.parameters(), lr=WEIGHT_RATE, fused=True)
 

@@ -17,12 +17,14 @@ class Variant:
         alpha: precision at every step but that of an error's arrival, where it is 1 (1/rate with the arrival rule, so
             that nothing is attenuated); None for 1 at every step.
         rule: what the weights learn from (SPEC §4).
+        relaxed: what moves: values; errors, whose values follow (ePC); or values with multipliers (PC-ALM).
         judged_after: training steps after which half squared errors are compared; before they are rounding errors.
     """
 
     name: str
     alpha: float | None = None
     rule: Literal["settled", "forward", "arrival", "incremental", "backprop"] = "settled"
+    relaxed: Literal["values", "errors", "multipliers"] = "values"
     judged_after: int = 5
 
     def precision(self, step: int, level: int, workload: Workload) -> float:
@@ -37,6 +39,8 @@ class Variant:
         """T: the workload's own with constant precision, the depth with spiking."""
         if self.rule == "backprop":
             return 0
+        if self.relaxed == "errors":
+            return ERROR_STEPS
         return workload.steps if self.alpha is None or isinstance(workload, Graph) else workload.depth
 
     def rate(self, workload: Workload) -> float:
@@ -46,10 +50,17 @@ class Variant:
         return RATE if self.alpha is None else workload.spiking_rate
 
 
+ERROR_STEPS = 5
+"""T in error coordinates, where every step reaches every layer."""
+MULTIPLIER_RATE = 0.1
+"""α by which multipliers grow."""
 CONSTANT = Variant("constant")
 SILENT = Variant("spiking-0", 0.0, "forward")
 ARRIVAL = Variant("arrival", 0.0, "arrival")
 SPIKING = Variant("spiking-1e-3", 1e-3, "forward")
 INCREMENTAL = Variant("incremental", rule="incremental", judged_after=2)
+ERRORS = Variant("errors", relaxed="errors")
+MULTIPLIERS = Variant("multipliers", relaxed="multipliers")
 BACKPROP = Variant("backprop", rule="backprop")
-VARIANTS = {variant.name: variant for variant in (CONSTANT, SILENT, ARRIVAL, SPIKING, INCREMENTAL, BACKPROP)}
+ALL = (CONSTANT, SILENT, ARRIVAL, SPIKING, INCREMENTAL, ERRORS, MULTIPLIERS, BACKPROP)
+VARIANTS = {variant.name: variant for variant in ALL}

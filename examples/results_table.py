@@ -46,7 +46,8 @@ def line(content: dict[str, Any], of: str) -> list[str]:
     spiking = inferring and settings["precision"] == "spiking"
     return [
         {"cifar10": "CIFAR-10"}.get(settings["data"], settings["data"]),
-        settings["topology"].upper().replace("RESNET", "ResNet"),
+        settings["topology"].upper().replace("RESNET", "ResNet")
+        + (", He start" if settings.get("init", "default") == "kaiming" else ""),
         f"{settings['width']:g}",
         "yes" if settings["batchnorm"] else "",
         ("yes" if settings["auxiliary"] else "no") if residual else "",

@@ -25,7 +25,7 @@ from typing import Any
 import attrs
 import torch
 from command_line import device, file, number, told_in_a_line
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
@@ -134,6 +134,15 @@ def network(options: argparse.Namespace, image: tuple[int, ...], classes: int) -
     return pcsim.balance_paths(net, options.rate, peak=peak(options) if options.precision == "spiking" else 1.0)
 
 
+def start_by_kaiming(net: pcsim.Network) -> None:
+    """Weights N(0, 2/fan_in) and zero biases (He et al., arXiv 1502.01852): activity keeps its scale with depth."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 def simulator(options: argparse.Namespace, net: pcsim.Network) -> pcsim.Simulator:
     """The network with the rules that were asked for; T is its depth unless given, and at least 5."""
     rule = {"bp": pcsim.Backprop, "ipc": pcsim.IncrementalUpdate, "pc": RULES[options.rule]}[options.method]()
@@ -158,6 +167,8 @@ def train(seed: int, parts: tuple[ImageData, ImageData, ImageData], options: arg
     training, validation, test = parts
     torch.manual_seed(seed)
     net = network(options, tuple(training.images.shape[1:]), training.classes).to(options.device)
+    if options.init == "kaiming":
+        start_by_kaiming(net)
     flat = len(net["input"].shape) == 1
     if flat:
         validation, test = validation.flatten(), test.flatten()
@@ -270,6 +281,12 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--width", type=number(float, 0, 1000, but=0), default=1.0, help="factor on the channels, or on 128 units")
     add("--batchnorm", action=on_off, default=False, help="normalise, with frozen batch statistics in the relaxation")
     add("--auxiliary", action=on_off, default=True, help="auxiliary neurons on skip connections; backprop needs none")
+    add(
+        "--init",
+        choices=("default", "kaiming"),
+        default="default",
+        help="weights: as the paper's start, or by He et al.",
+    )
     add("--method", choices=("bp", "pc", "ipc"), default="pc", help="backprop, predictive coding, incremental")
     add("--precision", choices=PRECISIONS, default="spiking")
     add("--alpha", type=number(float, 0), default=1e-3, help="spiking precision away from the arrival")

@@ -3,7 +3,7 @@
 from pcsim import data, diagnosis, errors, plots, topologies
 from pcsim.callbacks import BatchRecord, Callback, Checkpoint, EarlyStopping, EpochRecord, History
 from pcsim.conversion import from_sequential, to_module
-from pcsim.dynamics.inference import Relaxation
+from pcsim.dynamics.inference import ErrorRelaxation, Relaxation
 from pcsim.dynamics.learning import (
     ArrivalUpdate,
     Backprop,
@@ -56,6 +56,7 @@ __all__ = [
     "Engine",
     "EpochRecord",
     "ErrorByLevel",
+    "ErrorRelaxation",
     "ForwardUpdate",
     "Gaussian",
     "History",

@@ -147,8 +147,13 @@ def curvature(simulator: Simulator, clamps: Clamps, *, tolerance: float | None =
         tolerance: of the rest, as of :meth:`Simulator.equilibrium`.
 
     Raises:
-        PCError: as :meth:`Simulator.equilibrium` and :meth:`Simulator.infer`; no node is free.
+        PCError: as :meth:`Simulator.equilibrium` and :meth:`Simulator.infer`; no node is free, or errors are relaxed.
     """
+    if simulator.relaxation.relaxes_errors:
+        raise SettingError(
+            f"curvature: {type(simulator.relaxation).__name__} moves errors, in which the energy curves otherwise than "
+            "in the values; give a simulator with Relaxation"
+        )
     simulator.equilibrium(clamps, tolerance=tolerance)
     rest = simulator._require("a curvature")
     landscape = Landscape(rest)

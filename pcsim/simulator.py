@@ -424,6 +424,7 @@ class Simulator:
         rule = SettledUpdate() if predicting or (resting and self.rule.at_arrival) else self.rule
         each_step = rule.every_step and updating
         task = Task(clamping, fingerprint, relaxation, rule, each_step, record, place != 1, weight)
+        relaxation.check(clamping)
         if not predicting:
             self._check_task(task)
         draws = (fingerprint.stochastic and not predicting) or relaxation.temperature > 0
@@ -462,7 +463,8 @@ class Simulator:
         task.rule.check(task.relaxation, task.arrivals)
         if not task.rule.backprop:
             task.relaxation.precision.check(task.arrivals, task.relaxation.steps)
-            check_delay(self.network, task.relaxation)
+            if not task.relaxation.relaxes_errors:
+                check_delay(self.network, task.relaxation)
         self._checked.add(combined)
 
     def _clamping(self, fits: dict[str, Clamp], predicting: bool, carried: frozenset[str]) -> Clamping:

@@ -464,7 +464,7 @@ def test_samples_are_those_of_the_torch_seed_and_differ_between_batches() -> Non
     [
         ({"temperature": -0.1}, "temperature: given -0.1, expected a number of at least 0"),
         ({"temperature": True}, "temperature: given True, expected a number"),
-        ({"temperature": 0.1, "momentum": 0.5}, "with momentum=0.5; samples are taken by plain steps"),
+        ({"temperature": 0.1, "momentum": 0.5}, "with momentum=0.5, but samples are taken by plain steps"),
         ({"temperature": 0.1, "tolerance": 1e-3}, "with tolerance=0.001"),
     ],
 )
@@ -526,7 +526,7 @@ def test_multipliers_are_refused_where_a_rule_knows_nothing_of_them(rule: pcsim.
     net = chain([2, 3, 2], nn.Tanh)
     with pytest.raises(SettingError, match="knows nothing of multipliers"):
         pcsim.Simulator(net, pcsim.Relaxation(multipliers=0.1), rule).infer({"input": draw(2, 2), "output": draw(2, 2)})
-    with pytest.raises(SettingError, match="with held predictions or a tolerance"):
+    with pytest.raises(SettingError, match="with hold_predictions=True, but multipliers grow"):
         pcsim.Relaxation(multipliers=0.1, hold_predictions=True)
 
 

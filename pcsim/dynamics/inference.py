@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 import zlib
-from typing import Literal
+from typing import ClassVar, Literal
 
 import attrs
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pcsim.dynamics.precision import Constant, PrecisionSchedule
 from pcsim.errors import PrecisionWarning, SettingError
+from pcsim.graph.clamping import Clamping
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.graph.rewrite import is_auxiliary
@@ -49,10 +50,17 @@ class Relaxation:
             adds to its error in messages, in its own pull and in what weights learn from, and grows by α · ε after
             each step (PC-ALM, arXiv 2605.31022): the latents come to lie on their predictions while λ becomes
             backprop's adjoint. With :class:`SettledUpdate` only.
+        least_rate: above 0, at most ``rate``; with it each sample has a rate of its own (Song et al., Nature
+            Neuroscience 2024): a step that raises the sample's F is taken back, and one that does not lower it halves
+            its rate from then on, down to this. No sample's F ever rises, and none depends on the rest of the batch.
+            None keeps the rate. With constant precision and plain steps only.
 
     Raises:
-        SettingError: a value outside its range.
+        SettingError: a value outside its range, or two that do not go together.
     """
+
+    relaxes_errors: ClassVar[bool] = False
+    """Whether what moves are the errors, and values follow from them."""
 
     steps: int = attrs.field(default=20)
     rate: float = attrs.field(default=0.5)
@@ -64,6 +72,7 @@ class Relaxation:
     hold_predictions: bool = attrs.field(default=False, kw_only=True)
     temperature: float = attrs.field(default=0.0, kw_only=True)
     multipliers: float = attrs.field(default=0.0, kw_only=True)
+    least_rate: float | None = attrs.field(default=None, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
@@ -95,23 +104,44 @@ class Relaxation:
                 raise SettingError(f"Relaxation.{name}: given {given!r}, expected a number")
             if not 0 <= given < float("inf"):
                 raise SettingError(f"Relaxation.{name}: given {given}, expected a number of at least 0")
-        if self.multipliers and (self.hold_predictions or self.tolerance is not None):
-            raise SettingError(
-                f"Relaxation.multipliers: given {self.multipliers:g} with held predictions or a tolerance; leave one"
-            )
-        for name in ("momentum", "tolerance"):
-            if self.temperature and getattr(self, name):
-                raise SettingError(
-                    f"Relaxation.temperature: given {self.temperature:g} with {name}={getattr(self, name):g}; samples "
-                    "are taken by plain steps, all of them: leave one of the two"
-                )
         if not isinstance(self.hold_predictions, bool):
             raise SettingError(f"Relaxation.hold_predictions: given {self.hold_predictions!r}, expected True or False")
+        least = self.least_rate
+        if least is not None and (isinstance(least, bool) or not isinstance(least, int | float)):
+            raise SettingError(f"Relaxation.least_rate: given {least!r}, expected a number or None")
+        if least is not None and not 0 < least <= self.rate:
+            raise SettingError(f"Relaxation.least_rate: given {least}, expected 0 < least_rate <= rate ({self.rate:g})")
+        self._leave_out("multipliers", "hold_predictions", "tolerance", why="multipliers grow by errors that change")
+        self._leave_out("temperature", "momentum", "tolerance", why="samples are taken by plain steps, all of them")
+        wont = ("momentum", "temperature", "multipliers", "hold_predictions", "tolerance")
+        self._leave_out("least_rate", *wont, why="a sample's steps are judged by whether its energy falls")
+        if least is not None and not isinstance(self.precision, Constant):
+            raise SettingError(
+                f"Relaxation.least_rate: given {least:g} with {self.precision}, under which the energy itself changes "
+                "from step to step; use Constant(), or leave least_rate out"
+            )
+
+    def _leave_out(self, option: str, *others: str, why: str) -> None:
+        """Refuse an option together with any of the others."""
+        given = next((name for name in others if getattr(self, name)), None)
+        if getattr(self, option) and given is not None:
+            raise SettingError(
+                f"{type(self).__name__}.{option}: given {getattr(self, option):g} with {given}="
+                f"{getattr(self, given)!r}, but {why}; leave one of the two"
+            )
+
+    def check(self, clamping: Clamping) -> None:
+        """Refuse a network that this relaxation cannot be run on; none by default.
+
+        Args:
+            clamping: the network, and which of its nodes are clamped.
+        """
 
     @property
     def plain(self) -> bool:
         """Whether a value moves by rate · descent and nothing else: without momentum or a displacement of one's own."""
-        return not (self.momentum or self.temperature) and type(self).displacement is Relaxation.displacement
+        usual = type(self).displacement is Relaxation.displacement and self.least_rate is None
+        return usual and not (self.momentum or self.temperature)
 
     def noise(self, like: Tensor, seed: int, node: str, step: int) -> Tensor:
         """What a temperature adds to a node's value after a step, (batch, *shape), the same for the same seed.
@@ -137,6 +167,56 @@ class Relaxation:
             return self.rate * descent, None
         velocity = descent if velocity is None else descent + self.momentum * velocity
         return self.rate * (descent + self.momentum * velocity if self.nesterov else velocity), velocity
+
+
+@attrs.frozen
+class ErrorRelaxation(Relaxation):
+    """Gradient descent on the energy in error coordinates (ePC, Goemaere et al., arXiv 2505.20137; SPEC §2).
+
+    What moves are the errors ε of the free nodes; values follow within the step, v = u + ε in topological order, and
+    the descent in ε is −π w ε plus all that arrives at v through every later node. Each step so is one forward and one
+    backward pass through the whole network: not local in space, but a deep network is reached at its first step, which
+    from ε = 0 gives rate · backprop's adjoint. The energy rests where it does in :class:`Relaxation`. Networks without
+    cycles only, and rules that learn from the relaxed state, such as :class:`SettledUpdate`.
+
+    Args:
+        steps: T, at least 0.
+        rate: > 0, of the errors.
+        precision: constant; there is no front of errors for a schedule to follow.
+        momentum, nesterov, tolerance, start, temperature, least_rate: as of :class:`Relaxation`, for ε in place of v.
+        hold_predictions, multipliers: not here.
+
+    Raises:
+        SettingError: a value outside its range, or two that do not go together.
+    """
+
+    relaxes_errors: ClassVar[bool] = True
+
+    def __attrs_post_init__(self) -> None:
+        Relaxation.__attrs_post_init__(self)
+        for name in ("hold_predictions", "multipliers"):
+            if getattr(self, name):
+                raise SettingError(
+                    f"ErrorRelaxation.{name}: given {getattr(self, name)!r}, which belongs to values that move by "
+                    "their own errors; use Relaxation there, or leave it out"
+                )
+        if not isinstance(self.precision, Constant):
+            raise SettingError(
+                f"ErrorRelaxation.precision: given {self.precision}, but an error reaches every node at the first "
+                "step, so that there is no arrival to wait for; use Constant()"
+            )
+
+    def check(self, clamping: Clamping) -> None:
+        """Refuse a cycle, on which no order gives the values.
+
+        Raises:
+            SettingError: names the nodes.
+        """
+        if clamping.cyclic:
+            raise SettingError(
+                f"ErrorRelaxation: {listed(sorted(clamping.cyclic), 6)} lie on a cycle, so that no order gives their "
+                "values from their errors; use Relaxation, or clamp one of them"
+            )
 
 
 STABLE_PRECISION = 0.5

@@ -44,12 +44,23 @@ class LearningRule:
             levels: level by name of the nodes with an energy (SPEC §2, Arrival).
 
         Raises:
-            SettingError: the weights would learn during the relaxation from predictions that are held throughout.
+            SettingError: the weights would learn during the relaxation from predictions that are held throughout, or
+                from errors that the relaxation does not move as the rule takes them to.
         """
         if relaxation.multipliers and (self.at_forward or self.every_step or self.at_arrival):
             raise SettingError(
                 f"{type(self).__name__} knows nothing of multipliers, whose errors are learned from where they have "
                 "settled; use SettledUpdate(), or leave multipliers out"
+            )
+        if relaxation.relaxes_errors and (self.at_forward or self.every_step or self.at_arrival):
+            raise SettingError(
+                f"{type(self).__name__} learns from errors on their way, and {type(relaxation).__name__} moves all of "
+                "them at once; use SettledUpdate(), or Relaxation"
+            )
+        if self.every_step and relaxation.least_rate is not None:
+            raise SettingError(
+                f"{type(self).__name__} changes the weights, and so the energy, at every step, but least_rate="
+                f"{relaxation.least_rate:g} judges steps by whether it falls; leave one of the two"
             )
         if self.every_step and relaxation.hold_predictions:
             raise SettingError(

@@ -12,7 +12,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from pcsim.engine.problem import Batch, Record, State, Task, precision_gradient, record
+from pcsim.engine.problem import Batch, Record, State, Task, free_energies, precision_gradient, record
+from pcsim.engine.rates import Rates
 from pcsim.engine.reached import Reached
 from pcsim.errors import DivergenceError
 from pcsim.graph.energy import Scale
@@ -51,7 +52,12 @@ class Evaluation:
         self.state, self._step, self._learning, self._only = state, step, learning, only
         self._unusual = learning and not task.rule.usual
         self._later = later or task.learns_each_step
-        self._deterministic, self._position = task.clamping.deterministic, task.clamping.position
+        clamping = task.clamping
+        self._deterministic, self._position = clamping.deterministic, clamping.position
+        # What the weights learn from ends at the next node with an error of its own, wherever errors are relaxed.
+        self._following = frozenset[str]() if learning else frozenset(task.following)
+        if task.following:
+            self._position = {name: place for place, name in enumerate(clamping.sequence)}
         self._contribution: dict[str, Tensor] = {}
         self._prediction: dict[str, Tensor] = {}
         self._graph: dict[str, tuple[list[Tensor], Tensor]] = {}
@@ -73,12 +79,22 @@ class Evaluation:
 
     def error(self, name: str) -> Tensor:
         """ε_n, (batch, *shape): what the node has received, less how its prediction has changed since (SPEC §7)."""
-        received = self.state.displacement.get(name)
-        prediction = self.prediction(name)
+        received, prediction = self.state.displacement.get(name), self.prediction(name)
+        if name in self.state.error:
+            return self._kept(name, prediction)
         if received is None:
             return self.value[name] - prediction
         before = self.state.forward_prediction[name]
         return received if self._stays(name, before, prediction) else received + (before - prediction)
+
+    def _kept(self, name: str, prediction: Tensor) -> Tensor:
+        """The error from which a value follows, unless the weights have changed since, so that rounding makes none."""
+        kept, value = self.state.error[name], self.value[name]
+        if not (self._later and kept.numel()):
+            return kept
+        apart = value - prediction
+        within = ROUNDING * torch.finfo(value.dtype).eps * float(value.abs().max())
+        return kept if bool(((apart - kept).abs() <= within).all()) else apart
 
     def _stays(self, name: str, before: Tensor, prediction: Tensor) -> bool:
         """Whether a node's prediction is that of the start: by what it reads, so that rounding makes no error."""
@@ -97,7 +113,9 @@ class Evaluation:
 
     def compared(self, name: str) -> tuple[Tensor, Tensor]:
         """Value and prediction of a node with an energy; its error and zero where the energy knows no more of them."""
-        if name not in self.state.displacement or self._unusual:
+        gaussian = self.task.network.nodes[name].energy_function.gaussian
+        kept = name in self.state.displacement or (name in self.state.error and gaussian)
+        if not kept or self._unusual:
             return self.value[name].contiguous(), self.prediction(name)
         error = self.error(name).contiguous()
         return error, torch.zeros_like(error)
@@ -149,6 +167,10 @@ class Evaluation:
         """Energies and errors of this state, and F_t."""
         return record(self.task, self.batch, self._step, self.compared)
 
+    def free_energies(self) -> Tensor:
+        """F_t of each sample, (batch,)."""
+        return free_energies(self.task, self.batch, self._step, self.compared)
+
     def _predict(self, name: str) -> None:
         if name in self._prediction:
             return
@@ -165,15 +187,27 @@ class Evaluation:
         if name in self._delta:
             return
         node, prediction = self.task.network.nodes[name], self.prediction(name)
-        if name in self._deterministic:
+        if name in self._deterministic or name in self._following:
             messages = (self.message(edge.name) for edge in node.outgoing)
-            self._delta[name] = sum(messages, torch.zeros_like(prediction))
+            arrived = sum(messages, torch.zeros_like(prediction))
+            self._delta[name] = arrived if name in self._deterministic else self._passed(name, arrived)
         elif self._only is not None and name not in self._only:
             self._delta[name] = torch.zeros_like(prediction)
         else:
             rule = self.task.rule.delta if self._learning else self.task.rule.descent
             own = rule(node.energy_function, *self.compared(name), self.scale(name))
             self._delta[name] = own + self.state.multiplier[name] if name in self.state.multiplier else own
+
+    def _passed(self, name: str, arrived: Tensor) -> Tensor:
+        """What a node whose value follows from its error hands on: −∂F/∂u with v = u + ε where it is free."""
+        energy, given = self.task.network.nodes[name].energy_function, self.batch.given(name)
+        if energy.gaussian and given is None:
+            return arrived
+        compared, scale = self.compared(name), self.scale(name)
+        moved = arrived - energy.value_gradient(*compared, scale)
+        if given is not None:
+            moved = torch.where(given, 0.0, moved)
+        return moved + self.task.rule.descent(energy, *compared, scale)
 
     def _vjp(self, name: str) -> None:
         """The error pulled back through a node's transfer and its edges, to their sources and all parameters."""
@@ -210,11 +244,12 @@ class Evaluation:
         return found
 
     def _deterministic_after(self, name: str) -> set[str]:
-        """A node and, where it is deterministic, all whose errors pass through it and are not known yet."""
+        """A node and, where errors pass through it, all whose errors do and are not known yet."""
         nodes, found, frontier = self.task.network.nodes, {name}, [name]
         while frontier:
             current = frontier.pop()
-            for edge in nodes[current].outgoing if current in self._deterministic else ():
+            passes = current in self._deterministic or current in self._following
+            for edge in nodes[current].outgoing if passes else ():
                 if edge.target_name not in found and edge.target_name not in self._delta:
                     found.add(edge.target_name)
                     frontier.append(edge.target_name)
@@ -245,10 +280,28 @@ def start(task: Task, batch: Batch) -> State:
     if task.nudged:
         for name in clamping.targets:
             value[name] = torch.lerp(prediction[name], value[name], batch.nudge)
-    displacement = {name: torch.zeros_like(value[name]) for name in clamping.displaced}
+    apart = clamping.displaced if not task.relaxation.relaxes_errors else ()
+    displacement = {name: torch.zeros_like(value[name]) for name in apart}
+    error = {name: value[name] - prediction[name] for name in task.following}
     carried = clamping.multiplied if task.relaxation.multipliers else ()
     multiplier = {name: torch.zeros_like(value[name]) for name in carried}
-    return State(task, batch, dict(value), value, prediction, displacement, multiplier=multiplier)
+    return State(task, batch, dict(value), value, prediction, displacement, error=error, multiplier=multiplier)
+
+
+def follow(state: State) -> None:
+    """Put values where errors put them, v = u + ε in topological order (SPEC §2, Error coordinates)."""
+    task, batch, value, error = state.task, state.batch, dict(state.value), dict(state.error)
+    for name in task.clamping.sequence:
+        if name not in error and name not in task.clamping.deterministic:
+            continue
+        prediction = predict(task, batch, name, value)
+        value[name] = prediction
+        if name in error:
+            value[name] = batch.clamped(name, prediction + error[name])
+            given = batch.given(name)
+            if given is not None:
+                error[name] = torch.where(given, value[name] - prediction, error[name])
+    state.value, state.error = value, error
 
 
 def predict(task: Task, batch: Batch, name: str, value: Mapping[str, Tensor], *, hold: bool = True) -> Tensor:
@@ -283,30 +336,59 @@ def steps(state: State) -> Iterator[Evaluation]:
     """
     task, batch = state.task, state.batch
     velocity: dict[str, Tensor | None] = dict.fromkeys(task.clamping.free)
+    rates = None if task.relaxation.least_rate is None else Rates(task.relaxation, batch)
+    before = attrs.evolve(state)
     for step in range(task.relaxation.steps):
         now = Evaluation(attrs.evolve(state), step)
+        if rates is not None and _take_back(rates.judge(now.free_energies()), before, state):
+            now = Evaluation(attrs.evolve(state), step)
         if step:
             multiply(now, state)
         yield now
-        value, displacement, largest = dict(state.value), dict(state.displacement), 0.0
+        before, largest = attrs.evolve(state), 0.0
+        value, displacement, error = dict(state.value), dict(state.displacement), dict(state.error)
         for name in task.clamping.free:
             move, velocity[name] = task.relaxation.displacement(now.descent(name), velocity[name])
+            if rates is not None:
+                move = rates.scale(move, move.dim() - 1)
             if task.relaxation.temperature:
                 move = move + task.relaxation.noise(move, batch.seed, name, step)
-            if name in displacement:
+            if name in error:
+                error[name] = error[name] + move
+            elif name in displacement:
                 displacement[name] = displacement[name] + move
                 value[name] = state.forward_prediction[name] + displacement[name]
-                moved = displacement[name] - state.displacement[name]
             else:
                 value[name] = batch.clamped(name, state.value[name] + move)
-                moved = value[name] - state.value[name]
+        state.value, state.displacement, state.error, state.steps = value, displacement, error, step + 1
+        if error:
+            follow(state)
+        for name in task.clamping.free:
             # The norm, since errors of values whose squares overflow would make the gradients infinite next.
-            if not finite(value[name]):
+            if rates is None and not finite(state.value[name]):
                 raise divergence(task, name, step, blamed(now))
-            largest = max(largest, moved.abs().max().item())
-        state.value, state.displacement, state.steps = value, displacement, step + 1
+            moved = [kept[name] - former[name] for former, kept in _moving(before, state) if name in kept]
+            largest = max(largest, moved[0].abs().max().item())
         if task.settled(largest, step):
             break
+    if rates is not None and state.steps:
+        _take_back(rates.judge(Evaluation(attrs.evolve(state), state.last_step).free_energies()), before, state)
+
+
+def _moving(before: State, after: State) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
+    """What moves a node, before and after a step: the first in which it occurs."""
+    for name in ("error", "displacement", "value"):
+        yield getattr(before, name), getattr(after, name)
+
+
+def _take_back(rose: Tensor | None, before: State, after: State) -> bool:
+    """Put the samples whose energy rose at a step where they were before it; whether there are any."""
+    if rose is None:
+        return False
+    for (former, kept), name in zip(_moving(before, after), ("error", "displacement", "value"), strict=True):
+        taken = {n: Rates.take_back(rose, former[n], tensor, tensor.dim() - 1) for n, tensor in kept.items()}
+        setattr(after, name, taken)
+    return True
 
 
 def multiply(now: Evaluation, state: State) -> None:

@@ -58,6 +58,21 @@ class Task:
         return self.relaxation.hold_predictions
 
     @property
+    def following(self) -> tuple[str, ...]:
+        """Free nodes whose values follow from their errors, which are what moves; none where values move."""
+        return self.clamping.following if self.relaxation.relaxes_errors else ()
+
+    @property
+    def watched(self) -> bool:
+        """Whether the energy is evaluated at every step, so that every prediction is up to date there."""
+        return self.record or self.relaxation.least_rate is not None
+
+    @property
+    def closes(self) -> bool:
+        """Whether predictions are brought up to date with the last step."""
+        return self.watched or self.relaxation.relaxes_errors or self.relaxation.multipliers > 0
+
+    @property
     def learns_forward(self) -> bool:
         """Whether what the weights learn from is taken from the forward pass, and the errors from their values."""
         return self.rule.at_forward or self.held
@@ -144,6 +159,11 @@ class Batch:
         clamp = self.clamps.get(name)
         return value if clamp is None else clamp.onto(value)
 
+    def given(self, name: str) -> Tensor | None:
+        """Which units of a partially clamped node are given, bool, (*shape) or (batch, *shape); None of any other."""
+        clamp = self.clamps.get(name)
+        return None if clamp is None else clamp.mask
+
 
 class Record(NamedTuple):
     """What is recorded of one state."""
@@ -189,6 +209,7 @@ class State:
         forward_value: v_n at the start.
         forward_prediction: u_n at the start, of every node that is predicted.
         displacement: v_n − u_n at the start, of nodes that keep it apart: all that they have received.
+        error: ε_n of the nodes whose values follow from it, by name.
         multiplier: λ_n of the nodes that carry one, by name.
         steps: inference steps taken.
         energies: E_n before precision, (steps + 1, nodes with an energy, batch), if asked for.
@@ -203,6 +224,7 @@ class State:
     forward_value: dict[str, Tensor]
     forward_prediction: dict[str, Tensor]
     displacement: Mapping[str, Tensor] = attrs.field(factory=dict)
+    error: Mapping[str, Tensor] = attrs.field(factory=dict, kw_only=True)
     multiplier: Mapping[str, Tensor] = attrs.field(factory=dict, kw_only=True)
     steps: int = 0
     energies: Tensor | None = None
@@ -225,28 +247,43 @@ class State:
         return max(self.steps - 1, 0)
 
 
-def record(task: Task, batch: Batch, step: int, compared: Callable[[str], tuple[Tensor, Tensor]]) -> Record:
-    """Energies and errors of one state, and F_t with this step's precision (SPEC §1).
+Compared = Callable[[str], tuple[Tensor, Tensor]]
+"""v_n and u_n by node name, (batch, *shape), or the error and zero."""
 
-    Args:
-        task: the network and its rules.
-        batch: sizes.
-        step: whose precision weighs the energies.
-        compared: v_n and u_n by node name, (batch, *shape), or the error and zero.
-    """
+
+def record(task: Task, batch: Batch, step: int, compared: Compared) -> Record:
+    """Energies and errors of one state, and F_t with this step's precision (SPEC §1)."""
     nodes, names = task.network.nodes, task.clamping.energetic
-    total = torch.zeros((), dtype=batch.dtype, device=batch.device)
-    energies, norms = total.new_zeros(len(names), batch.size), total.new_zeros(len(names), batch.size)
+    free_energy = torch.zeros(batch.size, dtype=batch.dtype, device=batch.device)
+    energies, norms = free_energy.new_zeros(len(names), batch.size), free_energy.new_zeros(len(names), batch.size)
     for place, name in enumerate(names):
-        own, (now, expected) = nodes[name], (tensor.contiguous() for tensor in compared(name))
-        unit = own.energy_function.unit_energy(now, expected)
-        energies[place] = unit.reshape(batch.size, -1).sum(1)
+        now, expected = (tensor.contiguous() for tensor in compared(name))
+        unit = nodes[name].energy_function.unit_energy(now, expected)
+        energies[place] = _by_sample(unit)
         norms[place] = torch.linalg.vector_norm((now - expected).reshape(batch.size, -1), dim=1)
-        total = total + (task.scale(name, step) * unit).sum()
-        if own.log_precision is not None:  # −½ w log π of each unit (SPEC §3)
-            log_precision = own.log_precision.detach().expand(own.shape)
-            total = total - 0.5 * task.weight(name) * batch.size * log_precision.sum()
-    return Record(energies, norms, total)
+        free_energy += _weighed(task, name, step, unit)
+    return Record(energies, norms, free_energy.sum())
+
+
+def free_energies(task: Task, batch: Batch, step: int, compared: Compared) -> Tensor:
+    """F_t of each sample with this step's precision, (batch,)."""
+    total = torch.zeros(batch.size, dtype=batch.dtype, device=batch.device)
+    for name in task.clamping.energetic:
+        energy = task.network.nodes[name].energy_function
+        total += _weighed(task, name, step, energy.unit_energy(*(tensor.contiguous() for tensor in compared(name))))
+    return total
+
+
+def _weighed(task: Task, name: str, step: int, unit: Tensor) -> Tensor:
+    """π w E_n, with −½ w log π of each unit where the precision is learned (SPEC §3), (batch,)."""
+    node, weighed = task.network.nodes[name], _by_sample(task.scale(name, step) * unit)
+    if node.log_precision is None:
+        return weighed
+    return weighed - 0.5 * task.weight(name) * node.log_precision.detach().expand(node.shape).sum()
+
+
+def _by_sample(unit: Tensor) -> Tensor:
+    return unit.reshape(len(unit), -1).sum(1)
 
 
 def precision_gradient(node: Node, value: Tensor, prediction: Tensor, factor: Scale, weight: float) -> Tensor:

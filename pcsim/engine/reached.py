@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from torch import nn
 
@@ -18,6 +18,8 @@ class Reached:
     def __init__(self, task: Task) -> None:
         clamping, nodes = task.clamping, task.network.nodes
         self._task = task
+        self._passing = clamping.deterministic | frozenset(task.following)
+        """Nodes through which an error passes within a step."""
         self._live = {
             name
             for name in clamping.energetic
@@ -34,13 +36,13 @@ class Reached:
 
     def with_inner(self, names: set[str]) -> set[str]:
         """These nodes, and the deterministic ones through which their errors pass."""
-        return names | self._inner_before(names)
+        return names | self._inner_before(names, self._task.clamping.deterministic)
 
     def step(self, step: int) -> set[str]:
         """Take a step; the nodes whose parameters learn at it, where weights learn at every step."""
         task, nodes = self._task, self._task.network.nodes
         active = {name for name in self._live if self._counts(name) and task.scheduled(name, step)}
-        reading = self.with_inner(active)
+        reading = active | self._inner_before(active, self._passing)
         moving = active | {edge.source_name for name in reading for edge in nodes[name].incoming}
         moving |= set() if task.relaxation.plain else self._moved
         moving = set(task.clamping.free) & (moving if not task.relaxation.temperature else set(nodes))
@@ -51,7 +53,7 @@ class Reached:
             learned = {parameter for name in reading for parameter in self._own_and_incoming(name)}
             changed |= {name for name in nodes if learned & self._own_and_incoming(name)}
         self._moved |= moving
-        self._live |= (moving | self._deterministic_after(changed)) & set(task.clamping.energetic)
+        self._live |= (moving | (self._after(changed) - set(task.following))) & set(task.clamping.energetic)
         return reading
 
     def learning(self) -> set[str]:
@@ -72,14 +74,15 @@ class Reached:
         inner = name in self._task.clamping.deterministic  # has no energy, so nothing weighs its precision
         return {p for p in node.trainable if not (inner and p is node.log_precision)}
 
-    def _inner_before(self, names: Iterable[str]) -> set[str]:
-        nodes, inner = self._task.network.nodes, self._task.clamping.deterministic
+    def _inner_before(self, names: Iterable[str], inner: Collection[str]) -> set[str]:
+        nodes = self._task.network.nodes
         return _walk(names, lambda name: [e.source_name for e in nodes[name].incoming if e.source_name in inner])
 
-    def _deterministic_after(self, names: Iterable[str]) -> set[str]:
+    def _after(self, names: Iterable[str]) -> set[str]:
         """These nodes, and all whose predictions change with theirs."""
-        nodes, inner, names = self._task.network.nodes, self._task.clamping.deterministic, set(names)
-        return names | _walk(names, lambda name: [e.target_name for e in nodes[name].outgoing] if name in inner else [])
+        nodes, names = self._task.network.nodes, set(names)
+        passing = self._passing
+        return names | _walk(names, lambda n: [e.target_name for e in nodes[n].outgoing] if n in passing else [])
 
 
 def _walk(names: Iterable[str], onwards: Callable[[str], list[str]]) -> set[str]:

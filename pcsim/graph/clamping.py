@@ -106,6 +106,16 @@ class Clamping:
         return tuple(name for name in self._gaussian if name not in self.placed)
 
     @cached_property
+    def following(self) -> tuple[str, ...]:
+        """Free nodes whose values follow from their errors where those are relaxed: predicted."""
+        return tuple(name for name in self.free if self.network.nodes[name].predicted)
+
+    @cached_property
+    def sequence(self) -> tuple[str, ...]:
+        """All nodes, each after its sources, where no cycle is left; edges into clamped nodes do not count."""
+        return tuple(name for component in self.components for name in component)
+
+    @cached_property
     def multiplied(self) -> tuple[str, ...]:
         """Free nodes that may carry a multiplier: predicted, with a Gaussian energy that counts."""
         return tuple(name for name in self._gaussian if self.network.nodes[name].energy_weight != 0)

@@ -13,6 +13,8 @@ from pcsim.errors import GraphError
 from pcsim.graph.energy import Energy
 from pcsim.graph.network import Network
 
+Parametrisation = Literal["standard", "mupc"]
+
 
 def mlp(
     sizes: Sequence[int],
@@ -21,21 +23,30 @@ def mlp(
     latents: Literal["after", "before"] = "after",
     bias: bool = True,
     energy: Energy | None = None,
+    parametrisation: Parametrisation = "standard",
 ) -> Network:
     """A chain of linear layers: nodes "input", "hidden1", ..., "output".
 
-    Weights start N(0, 1/fan_in) and biases 0, so that activity keeps its scale with depth (SPEC §8).
+    Weights start N(0, 1/fan_in) and biases 0, so that activity keeps its scale with depth (SPEC §8). With muPC they
+    start N(0, 1), and gains of the edges do the scaling, so that good rates carry over from one width and depth to
+    another (Innocenti et al., arXiv 2505.13124; SPEC §9): 1/√N_in on the first edge, 1/√(N · edges) on hidden ones,
+    each beside an identity edge "skip{k}" past it, and 1/N on the last. Latents are before the activation there.
 
     Args:
         sizes: units of each node, input first, output last; at least two.
         activation: makes the nonlinearity of the hidden layers.
         latents: "after" the activation, v = act(W v' + b), or "before" it, v = W act(v') + b. The output has none.
-        bias: whether the linear layers have one.
+        bias: whether the linear layers have one; gains multiply it as well.
         energy: of the output node; Gaussian by default.
+        parametrisation: "standard" or "mupc".
 
     Raises:
-        GraphError: fewer than two sizes, or an unknown place for the latents.
+        GraphError: fewer than two sizes, an unknown place for the latents, an unknown parametrisation, or muPC with
+            hidden layers of different sizes.
     """
+    _check_parametrisation("mlp", parametrisation)
+    if parametrisation == "mupc":
+        return _mupc_mlp(sizes, activation, bias, energy)
     if len(sizes) < 2:
         raise GraphError(f"mlp: sizes {list(sizes)} given, expected at least an input and an output size")
     if latents not in ("after", "before"):
@@ -57,6 +68,26 @@ def mlp(
     return net
 
 
+def _mupc_mlp(sizes: Sequence[int], activation: Callable[[], nn.Module], bias: bool, energy: Energy | None) -> Network:
+    if len(sizes) < 2 or len(set(sizes[1:-1])) > 1:
+        raise GraphError(
+            f"mlp: sizes {list(sizes)} given, expected an input and an output size, and hidden ones that are equal, "
+            "since an identity skips each hidden layer in muPC"
+        )
+    net, depth = Network(), len(sizes) - 1
+    previous = net.add_node("input", (sizes[0],))
+    for k, (before, after) in enumerate(pairwise(sizes), start=1):
+        last = k == depth
+        node = net.add_node("output" if last else f"hidden{k}", (after,), energy=energy if last else None)
+        linear = _unit_linear(before, after, bias)
+        gain = _MUPC_GAINS["first" if k == 1 else "last" if last else "hidden"](before, depth)
+        net.add_edge(previous, node, linear if k == 1 else nn.Sequential(activation(), linear), gain=gain)
+        if 1 < k < depth:
+            net.add_edge(previous, node, name=f"skip{k}")
+        previous = node
+    return net
+
+
 def residual_mlp(
     features: int,
     width: int,
@@ -66,6 +97,7 @@ def residual_mlp(
     activation: Callable[[], nn.Module] = nn.Tanh,
     gain: float = 1.0,
     energy: Energy | None = None,
+    parametrisation: Parametrisation = "standard",
 ) -> Network:
     """A stack of residual blocks of two layers, with a deterministic sum after each (SPEC §5).
 
@@ -81,32 +113,60 @@ def residual_mlp(
         activation: makes the nonlinearity before each linear layer.
         gain: factor on what the second layer of every branch gives; 1/√blocks keeps the activity's scale with depth.
         energy: of the output node; Gaussian by default.
+        parametrisation: "standard", weights N(0, 1/fan_in); or "mupc" (arXiv 2505.13124; SPEC §9), weights N(0, 1) and
+            edges with gains: 1/√features into the stem, 1/√width and 1/√(width · blocks) on the two layers of a branch,
+            1/width into the output.
 
     Raises:
-        GraphError: fewer than one block.
+        GraphError: fewer than one block, or an unknown parametrisation.
     """
+    _check_parametrisation("residual_mlp", parametrisation)
+    mupc = parametrisation == "mupc"
+    linear = _unit_linear if mupc else _scaled_linear
+    first_gain, hidden_gain, last_gain = (
+        _MUPC_GAINS[place](features if place == "first" else width, blocks) if mupc else 1.0
+        for place in ("first", "hidden", "last")
+    )
     if blocks < 1:
         raise GraphError(f"residual_mlp: {blocks} blocks given, expected at least 1")
     net = Network()
     z = net.add_node("input", (features,))
     stem = net.add_node("stem", (width,))
-    net.add_edge(z, stem, _scaled_linear(features, width, bias=True))
+    net.add_edge(z, stem, linear(features, width, True), gain=first_gain)
     z = stem
     for k in range(1, blocks + 1):
         first, second = net.add_node(f"main{k}a", (width,)), net.add_node(f"main{k}b", (width,))
         total = net.add_node(f"sum{k}", (width,), deterministic=True)
-        net.add_edge(z, first, _activated_linear(activation, width, width))
-        net.add_edge(first, second, _activated_linear(activation, width, width), gain=gain)
+        inner = 1 / math.sqrt(width) if mupc else 1.0
+        net.add_edge(z, first, nn.Sequential(activation(), linear(width, width, True)), gain=inner)
+        net.add_edge(first, second, nn.Sequential(activation(), linear(width, width, True)), gain=gain * hidden_gain)
         net.add_edge(second, total)
         net.add_edge(z, total, name=f"skip{k}")
         z = total
     output = net.add_node("output", (classes,), energy=energy)
-    net.add_edge(z, output, _activated_linear(activation, width, classes))
+    net.add_edge(z, output, nn.Sequential(activation(), linear(width, classes, True)), gain=last_gain)
     return net
 
 
-def _activated_linear(activation: Callable[[], nn.Module], before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(activation(), _scaled_linear(before, after, bias=True))
+_MUPC_GAINS: dict[str, Callable[[int, int], float]] = {
+    "first": lambda fan_in, depth: 1 / math.sqrt(fan_in),
+    "hidden": lambda fan_in, depth: 1 / math.sqrt(fan_in * depth),
+    "last": lambda fan_in, depth: 1 / fan_in,
+}
+"""Gains of muPC, by the place of an edge, from what its source has units and the network residual branches."""
+
+
+def _check_parametrisation(function: str, given: str) -> None:
+    if given not in ("standard", "mupc"):
+        raise GraphError(f"{function}: parametrisation={given!r} given, expected 'standard' or 'mupc'")
+
+
+def _unit_linear(before: int, after: int, bias: bool) -> nn.Linear:
+    linear = nn.Linear(before, after, bias=bias)
+    nn.init.normal_(linear.weight)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
 
 
 def _scaled_linear(before: int, after: int, bias: bool) -> nn.Linear:

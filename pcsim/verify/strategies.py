@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pcsim.dynamics.inference import Relaxation
+from pcsim.dynamics.inference import ErrorRelaxation, Relaxation
 from pcsim.dynamics.learning import Backprop, ForwardUpdate, IncrementalUpdate, LearningRule, SettledUpdate
 from pcsim.dynamics.precision import Constant, Decaying, PrecisionSchedule, Spiking
 from pcsim.errors import PCError
@@ -283,6 +283,8 @@ def relaxations(
     held: bool = False,
     sampled: bool = False,
     multiplied: bool = False,
+    by_errors: bool = False,
+    judged: bool = False,
 ) -> Relaxation:
     """Relaxations that last until every error has arrived, where the schedule asks for it.
 
@@ -295,15 +297,24 @@ def relaxations(
         held: allow predictions that are held.
         sampled: allow a temperature.
         multiplied: allow multipliers.
+        by_errors: allow errors that move in place of values.
+        judged: allow a least rate.
     """
     rate = draw(st.sampled_from((0.1, 0.25, 0.5, 0.8)))
-    schedule = draw(schedules(rate, silent=silent))
+    errors = by_errors and draw(st.booleans())
+    adapts = judged and draw(st.booleans())
+    constant = st.sampled_from((1.0, 0.5, 0.0)).map(Constant)
+    schedule = draw(constant if errors or adapts else schedules(rate, silent=silent))
     fewest = 0 if isinstance(schedule, Constant) else deepest + 1
     steps = draw(st.integers(fewest, max(fewest, most_steps)))
-    friction = draw(st.sampled_from((0.0, 0.0, 0.5, 0.9))) if momentum else 0.0
+    friction = draw(st.sampled_from((0.0, 0.0, 0.5, 0.9))) if momentum and not adapts else 0.0
     nesterov = bool(friction) and draw(st.booleans())
-    hold = held and draw(st.integers(0, 3)) == 0
+    if adapts:
+        return (ErrorRelaxation if errors else Relaxation)(steps, 4 * rate, precision=schedule, least_rate=rate / 4)
     warm = 0.1 if sampled and not friction and draw(st.integers(0, 5)) == 0 else 0.0
+    if errors:
+        return ErrorRelaxation(steps, rate, precision=schedule, momentum=friction, nesterov=nesterov, temperature=warm)
+    hold = held and draw(st.integers(0, 3)) == 0
     grown = 0.3 if multiplied and not hold and draw(st.integers(0, 4)) == 0 else 0.0
     return Relaxation(
         steps,
@@ -327,6 +338,8 @@ def cases(
     held: bool = False,
     sampled: bool = False,
     multiplied: bool = False,
+    by_errors: bool = False,
+    judged: bool = False,
     partial: bool = True,
     targets: bool | None = None,
     every_root: bool = False,
@@ -344,6 +357,8 @@ def cases(
         held: allow predictions that are held.
         sampled: allow a temperature.
         multiplied: allow multipliers, where the rule knows them.
+        by_errors: allow errors that move in place of values, where the rule and the graph do.
+        judged: allow a least rate, where the rule does.
         partial: allow masks.
         targets: whether at least one node with incoming edges is given; None leaves it open.
         every_root: give every node without incoming edges and without a prior, in whole.
@@ -370,6 +385,8 @@ def cases(
         held=hold,
         sampled=sampled,
         multiplied=carries,
+        by_errors=by_errors and type(rule) is SettledUpdate and not clamping.cyclic,
+        judged=judged and not (rule.every_step or rule.at_arrival),
     )
     relaxation = draw(kinds)
     return Case(network, given, relaxation, rule)

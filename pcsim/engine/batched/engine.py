@@ -115,6 +115,10 @@ class BatchedEngine(Engine):
                 predictions, update = program.calls[position]
                 for call in predictions:
                     call()
+                if program.judge(steps - 1):
+                    for call in predictions:
+                        call()
+                program.remember()
                 if task.record:
                     recorded.append(program.record(steps - 1))
                 for call in update:
@@ -128,13 +132,13 @@ class BatchedEngine(Engine):
                     break
                 program.largest.update = 0.0
             program.largest.update = 0.0
+            program.close(steps)
+            if steps and program.judge(steps - 1):
+                program.close(steps)
             if not program.finite(steps):
                 raise self._divergence(program, batch, steps)
-            program.end_multipliers(steps)
             state = program.state(batch, steps)
             if task.record:
-                for operation in program.closing(steps):
-                    operation.call()
                 state.keep([*recorded, program.record(state.last_step)])
             if learn is None:
                 state.learned = program.found()

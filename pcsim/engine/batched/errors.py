@@ -30,7 +30,11 @@ def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learni
     for node, rows in memory.node_rows(phase.active):
         names = named(node.names, rows)
         scale = scale_of(memory, node, rows, phase, learning=learning)
-        if node.group.received and usual:
+        if node.keeps_error and usual:
+            error, goal = read(node.part("error", rows), operations, names), node.part("delta", rows)
+            _weigh(operations, error.read(), goal.cell.read(), scale, names)
+            goal.scatter(operations, names)
+        elif node.group.received and usual:
             _received(memory, operations, node, rows, scale)
         elif node.node.energy_function.gaussian and usual:
             value, prediction = (read(node.part(n, rows), operations, names) for n in ("value", "prediction"))

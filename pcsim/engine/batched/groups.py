@@ -101,6 +101,7 @@ class NodeGroup:
         given: whether they are clamped in full.
         deterministic: whether their value is their prediction.
         received: whether what they receive is kept apart from their value (SPEC §7).
+        following: whether their value follows from their error, which is what moves.
         chain: their transfer; None if it, or how they combine, goes through autograd (a group of one then).
     """
 
@@ -109,6 +110,7 @@ class NodeGroup:
     given: bool
     deterministic: bool
     received: bool
+    following: bool
     chain: list[Link] | None
 
     @property
@@ -207,6 +209,7 @@ def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
             node.name in clamping.partial,
             bool(wiring.deterministic[position]),
             bool(plan.received[position]),
+            bool(wiring.following[position]),
             node.predicted,
             node.name in clamping.placed,
             node.shape,
@@ -221,8 +224,11 @@ def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
         members.sort(key=lambda p: (first[p], level[p], p))
         nodes = [wiring.nodes[p] for p in members]
         given, first_of = nodes[0].name in clamping.full, members[0]
-        kinds = bool(wiring.deterministic[first_of]), bool(plan.received[first_of])
-        found.append(NodeGroup(np.array(members, np.intp), nodes, given, *kinds, chains[first_of]))
+        inner, received, following = (
+            bool(kind[first_of]) for kind in (wiring.deterministic, plan.received, wiring.following)
+        )
+        positions = np.array(members, np.intp)
+        found.append(NodeGroup(positions, nodes, given, inner, received, following, chains[first_of]))
     return found
 
 

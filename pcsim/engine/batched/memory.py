@@ -15,6 +15,7 @@ from pcsim.engine.kernels.kernel import Kernel
 from pcsim.engine.planning.plan import Plan
 from pcsim.engine.planning.wiring import Mask, Positions
 from pcsim.engine.problem import Batch
+from pcsim.engine.rates import Rates
 
 
 class Memory:
@@ -31,6 +32,8 @@ class Memory:
         self.batch: Batch | None = None
         self.step = 0
         """The step that is being taken."""
+        self.rates: Rates | None = None
+        """Each sample's own rate, where they differ."""
         self.activity: Activity = "forward" if plan.task.held else "present"
         """What edges read during the relaxation, for their predictions and Jacobians."""
         layout = _layouts(groups)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.batched import operations as do
 from pcsim.engine.batched.edges import EdgeMemory
 from pcsim.engine.batched.errors import content, each, pull, scale_of, vjp
@@ -22,8 +23,16 @@ from pcsim.engine.planning.wiring import Mask, Positions, masked
 from pcsim.graph.energy import Scale
 
 
-def relay(memory: Memory, operations: list[Operation], phase: Phase, learn: Mask, dtype: torch.dtype | None) -> None:
-    """Errors through deterministic nodes, within the step."""
+def relay(
+    memory: Memory,
+    operations: list[Operation],
+    phase: Phase,
+    learn: Mask,
+    dtype: torch.dtype | None,
+    *,
+    direct: bool = False,
+) -> None:
+    """Errors through deterministic nodes, and through those whose values follow from their errors, within the step."""
     wiring = memory.wiring
     for members, _ in reversed(wiring.generations):
         now = masked(members, len(phase.relay)) & phase.relay
@@ -31,7 +40,49 @@ def relay(memory: Memory, operations: list[Operation], phase: Phase, learn: Mask
             zero(operations, node.part("delta", rows), named(node.names, rows))
         for edge, rows in memory.edge_rows(phase.message & now[wiring.source]):
             _send(memory, operations, edge, rows, "delta", 1.0, learn, dtype)
+        for node, rows in memory.node_rows(now & wiring.following):
+            _pass_on(memory, operations, node, rows, phase, direct=direct)
         pull(memory, operations, now, learn)
+
+
+def _pass_on(
+    memory: Memory, operations: list[Operation], node: NodeMemory, rows: Positions, phase: Phase, *, direct: bool
+) -> None:
+    """Move errors, or add to their descent, by what has arrived and by themselves; what is handed on stays in δ."""
+    names, scale = named(node.names, rows), scale_of(memory, node, rows, phase, learning=False)
+    if node.partial or not node.keeps_error:
+        operations.append(Operation("pass on", partial(_pass_by_energy, memory, node, rows.tolist(), scale), names))
+        return
+    delta, error = (read(node.part(name, rows), operations, names) for name in ("delta", "error"))
+    goal, rate = (
+        (node.part("error", rows), memory.task.relaxation.rate) if direct else (node.part("descent", rows), 1.0)
+    )
+    moving = error if direct else read(goal, operations, names)
+    if callable(scale):
+        own: Callable[[], object] = partial(_own_pull_anew, moving.read(), error.read(), scale, -rate)
+    else:
+        factor = torch.as_tensor(scale, dtype=memory.arena.dtype, device=memory.arena.device)
+        own = partial(moving.read().addcmul_, error.read(), factor, value=-rate)
+    if callable(scale) or bool((factor != 0).any()):
+        operations.append(Operation("own error", own, names))
+    operations.append(Operation("arrived", partial(moving.read().add_, delta.read(), alpha=rate), names))
+    goal.scatter(operations, names)
+
+
+def _own_pull_anew(moving: torch.Tensor, error: torch.Tensor, scale: Callable[[], Scale], rate: float) -> None:
+    moving.addcmul_(error, torch.as_tensor(scale(), dtype=error.dtype, device=error.device), value=rate)
+
+
+def _pass_by_energy(memory: Memory, node: NodeMemory, rows: Sequence[int], scale: Any) -> None:
+    """The same for other energies, and where some units are given, whose values do not follow."""
+    own: Scale
+    for row, value, prediction, own in each(node, rows, scale):
+        energy, given = node.node.energy_function, memory.at_hand().given(node.names[row])
+        moved = node.tensor("delta")[row] - energy.value_gradient(value, prediction, own)
+        if given is not None:
+            moved = torch.where(given, 0.0, moved)
+        node.tensor("descent")[row].add_(moved)
+        node.tensor("delta")[row].copy_(moved + LearningRule.descent(energy, value, prediction, own))
 
 
 def send(
@@ -139,7 +190,7 @@ def delta_after(
 
 def own_pull(memory: Memory, operations: list[Operation], phase: Phase, *, direct: bool) -> None:
     """What the active free nodes move by their own errors; straight in their values, or in their descent."""
-    for node, rows in memory.node_rows(phase.active & memory.wiring.free):
+    for node, rows in memory.node_rows(phase.active & memory.wiring.free & ~memory.wiring.following):
         names = named(node.names, rows)
         if node.node.energy_function.gaussian:
             delta = read(node.part("delta", rows), operations, names)
@@ -178,6 +229,8 @@ def displace(
     move, moved_on = relaxation.displacement(_rows(descent), None if velocity is None else _rows(velocity))
     if velocity is not None and moved_on is not None:
         _put(velocity, moved_on)
+    if memory.rates is not None:
+        move = memory.rates.scale(move, len(node.node.shape))
     if relaxation.temperature:
         alone, seed = len(names) == 1, memory.at_hand().seed
         drawn = [relaxation.noise(move if alone else move[0], seed, name, memory.step) for name in names]
@@ -187,7 +240,7 @@ def displace(
         part.cell.read().add_(move)
     else:
         part.stack.index_add_(0, part.index, move)
-    if node.partial:
+    if node.partial and not node.group.following:
         node.clamp()
     if before is not None:
         largest.update = max(largest.update, (_rows(part) - before).abs().max().item())

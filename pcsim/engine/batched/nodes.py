@@ -57,6 +57,8 @@ class NodeMemory:
         self.tensors["value"] = self.tensors["prediction"] if group.deterministic else self._new()
         if group.received:
             self.tensors["displacement"] = self._new()
+        if group.following:
+            self.tensors["error"] = self._new()
         self.moved = self.fresh = np.zeros(len(group.nodes), bool)
         """Of what is compiled now: rows that have moved before, and rows whose displacement holds nothing yet."""
         self.copies: list[tuple[Tensor, Tensor]] = []
@@ -103,6 +105,9 @@ class NodeMemory:
     def compared(self, row: int) -> tuple[Tensor, Tensor]:
         """Value and prediction of a node, (batch, *shape); its error and zero where that is kept apart."""
         prediction = self.tensors["prediction"][row].contiguous()
+        if self.keeps_error:
+            error = self.tensors["error"][row].contiguous()
+            return error, torch.zeros_like(error)
         if not self.group.received:
             return self.tensors["value"][row].contiguous(), prediction
         error = self.tensors["displacement"][row].contiguous()
@@ -113,7 +118,12 @@ class NodeMemory:
     @property
     def moving(self) -> str:
         """Name of the tensor that moves as the nodes do."""
-        return "displacement" if self.group.received else "value"
+        return "error" if self.group.following else "displacement" if self.group.received else "value"
+
+    @property
+    def keeps_error(self) -> bool:
+        """Whether the nodes' error moves, and is all that their energy knows of them."""
+        return self.group.following and self.node.energy_function.gaussian
 
     def _evaluate(self, inputs: Sequence[Tensor]) -> Tensor:
         if not inputs:

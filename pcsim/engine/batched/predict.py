@@ -17,8 +17,15 @@ from pcsim.engine.kernels.autograd import Traced
 from pcsim.engine.planning.wiring import Mask, Positions, masked
 
 
-def predict(memory: Memory, operations: list[Operation], refresh: Mask, nodes: Mask, activity: Activity) -> None:
-    """Evaluate edges again, then the predictions that follow, deterministic nodes first.
+def predict(
+    memory: Memory,
+    operations: list[Operation],
+    refresh: Mask,
+    nodes: Mask,
+    activity: Activity,
+    following: Mask | None = None,
+) -> None:
+    """Evaluate edges again, then the predictions that follow, passing nodes first.
 
     Args:
         memory: the program's tensors.
@@ -26,14 +33,38 @@ def predict(memory: Memory, operations: list[Operation], refresh: Mask, nodes: M
         refresh: edges to evaluate.
         nodes: nodes to predict.
         activity: what the edges read.
+        following: nodes to put where their errors put them.
     """
     wiring = memory.wiring
-    for generation in np.unique(wiring.generation[nodes | wiring.any_of(refresh, wiring.target)]):
+    following = np.zeros_like(nodes) if following is None else following & wiring.following
+    for generation in np.unique(wiring.generation[nodes | wiring.any_of(refresh, wiring.target) | following]):
         members = wiring.generation == generation
         for edge, rows in memory.edge_rows(refresh & members[wiring.target]):
             _evaluate(operations, edge, rows, activity)
         for node, rows in memory.node_rows(nodes & members):
             _transfer(memory, operations, node, rows, activity)
+        for node, rows in memory.node_rows(following & members):
+            _follow(memory, operations, node, rows)
+
+
+def _follow(memory: Memory, operations: list[Operation], node: NodeMemory, rows: Positions) -> None:
+    """Values from predictions and errors, v = u + ε; where some units are given, their errors follow from them."""
+    names, goal = named(node.names, rows), node.part("value", rows)
+    first, second = (read(node.part(name, rows), operations, names).read() for name in ("prediction", "error"))
+    operations.append(Operation("follow", partial(torch.add, first, second, out=goal.cell.read()), names))
+    goal.scatter(operations, names)
+    if node.partial:
+        operations.append(Operation("clamp", partial(_clamp_following, memory, node, rows.tolist()), names))
+
+
+def _clamp_following(memory: Memory, node: NodeMemory, rows: Sequence[int]) -> None:
+    batch = memory.at_hand()
+    for row in rows:
+        value, prediction, error = (node.tensor(name)[row] for name in ("value", "prediction", "error"))
+        given = batch.given(node.names[row])
+        assert given is not None
+        value.copy_(batch.clamped(node.names[row], value))
+        error.copy_(torch.where(given, value - prediction, error))
 
 
 def _evaluate(operations: list[Operation], edge: EdgeMemory, rows: Positions, activity: Activity) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 
 import attrs
 import numpy as np
@@ -23,7 +23,8 @@ from pcsim.engine.batched.weights import Stack
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.plan import Plan
 from pcsim.engine.planning.wiring import Factors, Mask, Positions
-from pcsim.engine.problem import Batch, Gradients, Record, State, Values, record
+from pcsim.engine.problem import Batch, Gradients, Record, State, Values, free_energies, record
+from pcsim.engine.rates import Rates
 from pcsim.graph.statistics import frozen_statistics
 
 FIRST: Positions = np.zeros(1, np.intp)
@@ -81,7 +82,8 @@ class Program:
         plain = relaxation.plain and relaxation.tolerance is None and not self._learns_on_the_way
         gaussian = bool(self._wiring.gaussian[self._wiring.free].all())
         read_late = any(edge.chain and edge.chain[0].kernel.reads == "input" for edge in self._memory.edges)
-        return plain and gaussian and not read_late
+        given = any(node.partial and node.group.following for node in self._memory.nodes)
+        return plain and gaussian and not (read_late or given)
 
     @property
     def _learns_on_the_way(self) -> bool:
@@ -92,6 +94,8 @@ class Program:
     def load(self, batch: Batch) -> None:
         """Take over what a new batch gives: clamps, masks, the seed of random draws; and the present weights."""
         self._memory.batch = batch
+        relaxation = self._task.relaxation
+        self._memory.rates = None if relaxation.least_rate is None else Rates(relaxation, batch)
         self._bring_weights()
         for node in self._memory.nodes:
             node.load(batch, self.plan)
@@ -116,6 +120,10 @@ class Program:
         for node in memory.nodes:
             if self._wiring.multiplied[node.group.positions].any():
                 operations.append(Operation("zero", node.tensor("multiplier").zero_, node.names))
+            if node.group.following:
+                parts = (node.tensor(name) for name in ("value", "prediction"))
+                call = partial(torch.sub, *parts, out=node.tensor("error"))
+                operations.append(Operation("error", call, node.names))
             if node.group.received and not self._writes_first:
                 operations.append(Operation("zero", node.tensor("displacement").zero_, node.names))
             for kept, original in node.copies:
@@ -146,22 +154,23 @@ class Program:
         memory.compile_after(phase.moved, fresh=self._writes_first)
         predictions: list[Operation] = []
         form(memory, predictions, phase.form)
-        predict(memory, predictions, phase.refresh, phase.predict, memory.activity)
+        predict(memory, predictions, phase.refresh, phase.predict, memory.activity, phase.form)
         operations: list[Operation] = []
         factors = self._factors_on_the_way(phase)
         if phase.learn.any() and factors is None:
             self._learn_apart(operations, phase)
         learning = self._learns_from_sent if factors is None else self._learns_from_sent | phase.learn
-        errors.compare(memory, operations, phase, learning=False)
+        apart = attrs.evolve(phase, active=phase.active & ~self._wiring.following)
+        errors.compare(memory, operations, apart, learning=False)
         if not self._direct:
             for node, rows in memory.node_rows(phase.move):
                 part = node.part("descent", rows)
                 operations.append(Operation("zero", part.cell.read().zero_, node.names))
                 part.scatter(operations, node.names)
         messages.own_pull(memory, operations, phase, direct=self._direct)
-        errors.pull(memory, operations, phase.active, learning)
-        messages.relay(memory, operations, phase, learning, self._message_dtype)
-        to_free = phase.message & self._wiring.free[self._wiring.source]
+        errors.pull(memory, operations, apart.active, learning)
+        messages.relay(memory, operations, phase, learning, self._message_dtype, direct=self._direct)
+        to_free = phase.message & (self._wiring.free & ~self._wiring.following)[self._wiring.source]
         messages.send(memory, operations, to_free, learning, self._message_dtype, direct=self._direct)
         if factors is not None:
             learn(memory, operations, self._found, phase, memory.activity, factors, phase.message)
@@ -217,7 +226,7 @@ class Program:
                 parts = node.part(node.moving, rows), node.part("descent", rows), velocity
                 move = partial(messages.displace, self._memory, node, named(node.names, rows), *parts, self.largest)
                 operations.append(Operation("move", move, node.names))
-            elif node.partial:
+            elif node.partial and not node.group.following:
                 operations.append(Operation("clamp", node.clamp, node.names))
 
     @property
@@ -230,8 +239,9 @@ class Program:
         if steps not in self._closing:
             self._closing[steps] = []
             self._memory.compile_after(self.plan.moved(steps))
-            form(self._memory, self._closing[steps], self.plan.unformed(steps))
-            predict(self._memory, self._closing[steps], *self.plan.closing(steps), self._memory.activity)
+            unformed = self.plan.unformed(steps)
+            form(self._memory, self._closing[steps], unformed)
+            predict(self._memory, self._closing[steps], *self.plan.closing(steps), self._memory.activity, unformed)
             self._bring_new_stacks()
         return self._closing[steps]
 
@@ -276,12 +286,36 @@ class Program:
         """Say which step is being taken."""
         self._memory.step = step
 
-    def end_multipliers(self, steps: int) -> None:
-        """Take the error after the last step into the multipliers."""
-        if self._task.relaxation.multipliers and steps:
+    def close(self, steps: int) -> None:
+        """Bring what follows from the last step up to date with it: predictions, and multipliers."""
+        if self._task.closes:
             for operation in self.closing(steps):
                 operation.call()
+        if self._task.relaxation.multipliers and steps:
             errors.last_multipliers(self._memory)
+
+    def judge(self, step: int) -> bool:
+        """Take back the last step of the samples whose energy it has raised; whether there are any."""
+        rates = self._memory.rates
+        if rates is None:
+            return False
+        rose = rates.judge(free_energies(self._task, self._memory.at_hand(), step, self._compared))
+        for node, before in self._before if rose is not None else ():
+            assert rose is not None
+            after = node.tensor(node.moving)
+            after.copy_(rates.take_back(rose, before, after, len(node.node.shape)))
+        return rose is not None
+
+    def remember(self) -> None:
+        """Keep what is about to move, to be taken back."""
+        if self._memory.rates is not None:
+            for node, before in self._before:
+                before.copy_(node.tensor(node.moving))
+
+    @cached_property
+    def _before(self) -> list[tuple[NodeMemory, Tensor]]:
+        moving = (node for node in self._memory.nodes if not (node.group.given or node.group.deterministic))
+        return [(node, torch.empty_like(node.tensor(node.moving))) for node in moving]
 
     def found(self) -> Gradients:
         """Gradients by parameter that the last operations have found, to be kept by the caller."""
@@ -297,12 +331,11 @@ class Program:
 
     def record(self, step: int) -> Record:
         """Energies and errors of this state, and F_t with this step's precision."""
+        return record(self._task, self._memory.at_hand(), step, self._compared)
 
-        def compared(name: str) -> tuple[Tensor, Tensor]:
-            memory, row = self._memory.rows[name]
-            return memory.compared(row)
-
-        return record(self._task, self._memory.at_hand(), step, compared)
+    def _compared(self, name: str) -> tuple[Tensor, Tensor]:
+        memory, row = self._memory.rows[name]
+        return memory.compared(row)
 
     def finite(self, steps: int) -> bool:
         """Whether every value that moved is finite, and small enough for its square to be."""
@@ -399,8 +432,10 @@ class Program:
         carried = self._task.clamping.multiplied if self._task.relaxation.multipliers else ()
         places = ((name, *self._memory.rows[name]) for name in carried)
         multiplier = {name: memory.tensor("multiplier")[row] for name, memory, row in places}
+        follows = ((name, *self._memory.rows[name]) for name in self._task.following)
+        error = {name: memory.tensor("error")[row] for name, memory, row in follows}
         views = self._views[1], self._views[2]
-        return State(self._task, batch, value, *views, displacement, steps, multiplier=multiplier)
+        return State(self._task, batch, value, *views, displacement, steps, error=error, multiplier=multiplier)
 
     def __str__(self) -> str:
         lines = [str(self.groups), "start:", *self._stacked(), *(f"  {each}" for each in self.start)]

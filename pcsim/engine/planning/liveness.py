@@ -25,12 +25,13 @@ class Phase:
         refresh: edges whose contribution is evaluated again.
         predict: nodes whose prediction follows from contributions again.
         active: nodes whose error counts.
-        relay: deterministic nodes that hand errors on.
+        relay: passing nodes that hand errors on.
         message: edges that feed back.
         learn: nodes whose incoming edges (and own parameters) learn.
         move: nodes that move.
         moved: nodes that have moved before.
-        form: nodes whose value is read, and has moved since it was last put together from what they received.
+        form: nodes whose value is read, and has moved since it was last put together from what they received, or from
+            their prediction and their error.
         schedule: the precision schedule's value at each node; 0 where it is not active.
     """
 
@@ -91,7 +92,7 @@ def refresh(wiring: Wiring, before: Liveness, read: Mask, *, leave_out: bool = T
         edges |= again
         nodes[generation] = (wiring.any_of(again, wiring.target) | (before.stale_node & upstream))[generation]
         stale = stale | (wiring.between & nodes[wiring.source])
-    again = (read & ~wiring.deterministic)[wiring.target] & (stale | everything)
+    again = (read & ~wiring.passing)[wiring.target] & (stale | everything)
     edges |= again
     nodes |= wiring.any_of(again, wiring.target) | (before.stale_node & read)
     after = attrs.evolve(
@@ -115,14 +116,14 @@ def take_step(
     active = live if leave_out else wiring.energetic
     learns = task.learns_each_step or task.rule.at_arrival
     teaching = _arriving(wiring, before, step) if task.rule.at_arrival else np.zeros_like(live)
-    read = active | teaching | (before.live if task.record else teaching)
+    read = active | teaching | (before.live if task.watched else teaching)
     edges, nodes, fresh = refresh(wiring, before, read, leave_out=leave_out)
     hears = wiring.hears | wiring.learns if learns else wiring.hears
     relay = wiring.upstream(active) & hears
     message = (active | relay)[wiring.target] & (wiring.hears | relay)[wiring.source]
     move = _moving(task, wiring, fresh, live)
     learn = wiring.with_upstream(live if task.learns_each_step else teaching)
-    form = forming(wiring, before, edges, learn)
+    form = forming(wiring, before, edges, learn) | following(wiring, before, nodes, read)
     moving = move if leave_out else wiring.free
     phase = Phase(edges, nodes, active, relay, message, learn, moving, before.moved, form, schedule * active)
     return phase, _after(task, wiring, attrs.evolve(fresh, formed=before.formed | form), move, learn)
@@ -136,21 +137,33 @@ def _arriving(wiring: Wiring, before: Liveness, step: int) -> Mask:
 
 def forming(wiring: Wiring, before: Liveness, edges: Mask, learn: Mask) -> Mask:
     """Nodes whose value has to be put together: edges that are evaluated, or learn, read it."""
-    read = wiring.any_of(edges | learn[wiring.target], wiring.source)
+    read = wiring.any_of(edges | learn[wiring.target], wiring.source) & ~wiring.following
     unformed: Mask = read & before.moved & ~before.formed
     return unformed
 
 
+def following(wiring: Wiring, before: Liveness, nodes: Mask, read: Mask) -> Mask:
+    """Nodes whose values follow from errors, and have to, where what reads them is ``read`` and ``nodes`` are anew."""
+    apart: Mask = wiring.following & (nodes | (before.moved & ~before.formed)) & wiring.upstream(read)
+    return apart
+
+
+def closing(wiring: Wiring, before: Liveness) -> Mask:
+    """Nodes whose predictions are brought up to date after the last step, where any are."""
+    closed: Mask = before.live | wiring.following
+    return closed
+
+
 def learning(wiring: Wiring, task: Task, before: Liveness) -> Phase:
     """What the learning rule computes after the relaxation."""
-    if task.record:
-        *_, before = refresh(wiring, before, before.live)
+    if task.closes:
+        *_, before = refresh(wiring, before, closing(wiring, before))
     if task.rule.at_arrival:  # what errors teach that were sent already; the plan says which
         edges, nodes = np.zeros(len(wiring.edges), bool), np.zeros(len(wiring.nodes), bool)
         return Phase(edges, nodes, nodes, nodes, edges, nodes, nodes, before.moved, nodes, np.zeros(len(nodes)))
     live = wiring.live_at_start | before.moved if task.learns_forward else before.live
     active = live & wiring.energetic & (wiring.energy_weight != 0)
-    upstream = wiring.upstream(active)
+    upstream = wiring.upstream(active, wiring.deterministic)
     relay = upstream & wiring.learns
     if task.learns_forward:
         edges = before.refreshed & (active | upstream)[wiring.target]

@@ -59,7 +59,7 @@ class Plan:
     def closing(self, steps: int | None = None) -> tuple[Mask, Mask]:
         """Edges and nodes to evaluate again after ``steps`` steps so that every prediction can be recorded."""
         now = self._after(steps)
-        edges, nodes, _ = liveness.refresh(self.wiring, now, now.live)
+        edges, nodes, _ = liveness.refresh(self.wiring, now, liveness.closing(self.wiring, now))
         return edges, nodes
 
     def learning(self, steps: int | None = None) -> Phase:
@@ -74,7 +74,8 @@ class Plan:
     def unformed(self, steps: int | None = None) -> Mask:
         """Nodes whose value has to be put together from what they have received within so many steps."""
         now = self._after(steps)
-        unformed: Mask = now.moved & ~now.formed
+        follows = liveness.following(self.wiring, now, self.closing(steps)[1], self.wiring.following)
+        unformed: Mask = (now.moved & ~now.formed & ~self.wiring.following) | follows
         return unformed
 
     @cached_property
@@ -89,8 +90,7 @@ class Plan:
         """Nodes whose prediction is evaluated again after the start, during the relaxation or for learning."""
         if self.task.relaxation.tolerance is not None:
             return np.full(len(self.wiring.nodes), not self.wiring.held)
-        closes = self.task.record or self.task.relaxation.multipliers
-        closing = self.closing()[1] if closes else np.zeros(len(self.wiring.nodes), bool)
+        closing = self.closing()[1] if self.task.closes else np.zeros(len(self.wiring.nodes), bool)
         return self._after(None).predicted | self.learning().predict | closing
 
     @cached_property
@@ -107,7 +107,7 @@ class Plan:
         wiring, task, count = self.wiring, self.task, len(self.wiring.nodes)
         relaxation, rule = task.relaxation, task.rule
         factors = np.full(count, np.nan)
-        plain = relaxation.plain and relaxation.tolerance is None and not (task.record or relaxation.multipliers)
+        plain = relaxation.plain and relaxation.tolerance is None and not task.closes
         lasting = task.learns_forward or rule.at_arrival
         if not (plain and self.leave_out and self._shares_errors and lasting) or not rule.usual:
             return factors

@@ -49,18 +49,23 @@ class Wiring:
         restless = np.array([not node.energy_function.rests_at_prediction for node in self.nodes], bool)
         given = self._mask(clamping.full, place) | partial
         self.live_at_start = self.energetic & (given | self._mask(clamping.placed, place) | restless)
-        self.generations = self._generations([place[name] for name in clamping.deterministic_order])
-        """Deterministic nodes by how many deterministic ones lie before them, with the edges into each generation."""
+        self.following = self._mask(task.following, place)
+        """Nodes whose values follow from their errors, which are what moves."""
+        self.passing = self.deterministic | self.following
+        """Nodes whose value follows from their prediction within a step, and through which errors pass."""
+        order = clamping.sequence if task.following else clamping.deterministic_order
+        self.generations = self._generations([place[name] for name in order if self.passing[place[name]]])
+        """Passing nodes by how many passing ones lie before them, with the edges into each generation."""
         self.generation = np.full(len(self.nodes), len(self.generations), np.intp)
-        """Place in ``generations`` of each deterministic node; all others come after the last."""
+        """Place in ``generations`` of each passing node; all others come after the last."""
         for number, (members, _) in enumerate(self.generations):
             self.generation[members] = number
-        self.displaced = self._mask(clamping.displaced, place)
+        self.displaced = self._mask(clamping.displaced, place) & ~self.following
         """Nodes that may keep what moves them apart from their value."""
         self.multiplied = self._mask(clamping.multiplied if task.relaxation.multipliers else (), place)
         """Nodes that carry a multiplier."""
-        self.between = self.deterministic[self.source]
-        """Edges out of deterministic nodes."""
+        self.between = self.passing[self.source]
+        """Edges out of passing nodes."""
         self.hears = self.free.copy()
         """Nodes to which messages matter: free, or deterministic and read, somewhere below, from a free one."""
         for generation, into in self.generations:
@@ -70,7 +75,7 @@ class Wiring:
         """Nodes from whose errors some parameter learns: of an edge into them, their own, or below a deterministic."""
         self.learns[self.node_user] = True
         for generation, into in self.generations:
-            passed = self.any_of(into & self.between & self.learns[self.source], self.target)
+            passed = self.any_of(into & (self.deterministic & self.learns)[self.source], self.target)
             self.learns[generation] |= passed[generation]
 
     def _find_parameters(self, task: Task) -> None:
@@ -113,19 +118,20 @@ class Wiring:
         mask[ends[edges]] = True
         return mask
 
-    def upstream(self, nodes: Mask) -> Mask:
-        """Deterministic nodes that the predictions of ``nodes`` read."""
+    def upstream(self, nodes: Mask, through: Mask | None = None) -> Mask:
+        """Nodes of ``through``, by default the passing ones, among ``nodes`` or read by their predictions."""
         if not self.generations:
             return np.zeros_like(nodes)
-        reached = nodes.copy()
+        through = self.passing if through is None else through
+        between, reached = through[self.source], nodes.copy()
         for generation, _ in reversed(self.generations):
-            reached[generation] |= self.any_of(self.between & reached[self.target], self.source)[generation]
-        found: Mask = reached & self.deterministic
+            reached[generation] |= self.any_of(between & reached[self.target], self.source)[generation]
+        found: Mask = reached & through
         return found
 
     def with_upstream(self, nodes: Mask) -> Mask:
         """These nodes, and the deterministic ones that their predictions read."""
-        both: Mask = nodes | self.upstream(nodes)
+        both: Mask = nodes | self.upstream(nodes, self.deterministic)
         return both
 
     def downstream(self, edges: Mask, nodes: Mask) -> Mask:
@@ -135,7 +141,7 @@ class Wiring:
             changed[generation] |= self.any_of(into & self.between & changed[self.source], self.target)[generation]
         if self.generations:
             changed |= self.any_of(self.between & changed[self.source], self.target)
-        return changed & self.energetic
+        return changed & self.energetic & ~self.following
 
     def learned(self, nodes: Mask) -> Mask:
         """Positions of the parameters that learn from the errors of these nodes."""
