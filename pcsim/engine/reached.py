@@ -42,6 +42,8 @@ class Reached:
         """Take a step; the nodes whose parameters learn at it, where weights learn at every step."""
         task, nodes = self._task, self._task.network.nodes
         active = {name for name in self._live if self._counts(name) and task.scheduled(name, step)}
+        if task.relaxation.multipliers:  # which count whatever the precision
+            active |= self._live.intersection(task.clamping.multiplied)
         reading = active | self._inner_before(active, self._passing)
         moving = active | {edge.source_name for name in reading for edge in nodes[name].incoming}
         moving |= set() if task.relaxation.plain else self._moved
