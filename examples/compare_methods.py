@@ -31,8 +31,9 @@ import torch
 from command_line import file, number, told_in_a_line
 from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
 import pcsim
@@ -131,6 +132,23 @@ class Recording(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self.total[parameter] = self.total.get(parameter, 0) + parameter.grad.double()
+
+
+class Products(TorchDispatchMode):
+    """Counts the operations of products; PyTorch's own counter hooks modules, which are then computed otherwise."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, and count it."""
+        result = func(*args, **(kwargs or {}))
+        name = func._overloadpacket.__name__.rstrip("_")
+        count = flop_registry.get(getattr(torch.ops.aten, name, None))
+        if name == "linear":
+            self.total += 2 * args[0].numel() * len(args[1])
+        elif count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def load(graph: str, options: argparse.Namespace) -> tuple[ImageData, ImageData, ImageData]:
@@ -232,9 +250,9 @@ def timed(settings: Sequence[Setting], images: ImageData, options: argparse.Name
     counts, seconds = [], [list[float]() for _ in steps]
     for step in steps:
         step()
-        with FlopCounterMode(display=False) as counter:
+        with Products() as counter:
             step()
-        counts.append(counter.get_total_flops())
+        counts.append(counter.total)
     for _ in range(ROUNDS):
         for step, own in zip(steps, seconds, strict=True):
             before = time.perf_counter()

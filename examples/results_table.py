@@ -72,7 +72,8 @@ def place(content: dict[str, Any]) -> tuple[object, ...]:
     name = method(settings)
     rank = METHODS.index(re.split(r"[ ,]", name)[0]), len(name), name
     rest = (settings[key] for key in ("rate", "alpha", "lr"))
-    network = family == "resnet", family, int(size), settings["batchnorm"]
+    start = settings.get("init", "default")
+    network = family == "resnet", family, int(size), settings["batchnorm"], start
     return settings["data"], *network, *rank, not settings["auxiliary"], settings["steps"] or 0, *rest
 
 

@@ -8,17 +8,13 @@ from itertools import pairwise
 import attrs
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 
 import pcsim
 from pcsim.clamps import Clamps
-from pcsim.errors import EnergyWarning, SettingError
-from pcsim.verify import strategies
-
-pytestmark = pytest.mark.filterwarnings("ignore::pcsim.EnergyWarning")
-assert issubclass(EnergyWarning, UserWarning)
+from pcsim.errors import SettingError
+from pcsim.verify import Case, strategies
 
 
 @pytest.fixture(params=["reference", "batched"])
@@ -214,14 +210,56 @@ def test_rules_that_learn_from_errors_on_their_way_are_refused(rule: pcsim.Learn
         sim.update(clamps, torch.optim.SGD(net.parameters(), 0.1))
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_engines_agree_on_random_graphs(data: st.DataObject) -> None:
+SETTLED = (pcsim.SettledUpdate(),)
+ACYCLIC = strategies.networks(cycles=False)
+SMALL = strategies.networks(nodes=(2, 5), cycles=False)
+thorough = settings(
+    max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@settings(thorough, max_examples=100)
+@given(case=strategies.cases(ACYCLIC, rules=SETTLED, by_errors=True, judged=True, sampled=True))
+def test_engines_agree_on_random_graphs(case: Case) -> None:
     """Values, energies, messages and gradients, None or not, with every energy, prior, mask and combination."""
-    case = data.draw(
-        strategies.cases(strategies.networks(cycles=False), rules=(pcsim.SettledUpdate(),), by_errors=True)
-    )
     pcsim.verify.check_engines_agree(case)
+
+
+def by_errors(case: Case) -> pcsim.ErrorRelaxation:
+    """Plain steps of errors, as many as the case has."""
+    return pcsim.ErrorRelaxation(case.relaxation.steps, case.relaxation.rate)
+
+
+@thorough
+@given(case=strategies.cases(SMALL, rules=SETTLED, momentum=False, most_steps=2, most_samples=2))
+def test_random_graphs_descend_in_their_errors(case: Case) -> None:
+    """By autograd on F with values that follow, and gradients of the weights at the state that is reached."""
+    for engine in ("reference", "batched"):
+        pcsim.verify.check_gradients(case.network, case.clamps, by_errors(case), engine=engine)
+
+
+@thorough
+@given(case=strategies.cases(SMALL, rules=SETTLED, momentum=False, most_steps=2, most_samples=1))
+def test_a_small_step_of_errors_does_not_raise_the_energy(case: Case) -> None:
+    """With a rate below 2/L, L the largest eigenvalue of the Hessian in the errors."""
+    pcsim.verify.check_descent(case.network, case.clamps, by_errors(case))
+
+
+def test_it_is_found_not_to_be_local() -> None:
+    """Within a step an error crosses the whole network."""
+    net, clamps = chain()
+    pcsim.verify.check_locality(net, clamps, pcsim.Relaxation(2, 0.1))
+    with pytest.raises(AssertionError, match="node 'hidden1': its value after one step"):
+        pcsim.verify.check_locality(net, clamps, pcsim.ErrorRelaxation(2, 0.1))
+
+
+def test_a_failing_check_prints_code_with_it() -> None:
+    """So that it fails again."""
+    net, clamps = chain()
+    case = Case(net, dict(clamps), pcsim.ErrorRelaxation(3, 0.2), pcsim.SettledUpdate())  # type: ignore[arg-type]
+    assert "relaxation = pcsim.ErrorRelaxation(steps=3, rate=0.2" in repr(case)
+    judged = attrs.evolve(case, relaxation=pcsim.Relaxation(3, 0.2, least_rate=0.1))
+    assert "least_rate=0.1" in repr(judged)
 
 
 # Rates by sample
@@ -326,9 +364,8 @@ def test_incremental_learning_is_refused_beside_it() -> None:
         sim.update(clamps, torch.optim.SGD(net.parameters(), 0.1))
 
 
-@settings(max_examples=40, deadline=None)
-@given(data=st.data())
-def test_engines_agree_on_rates_by_sample(data: st.DataObject) -> None:
+@thorough
+@given(case=strategies.cases(rules=(pcsim.SettledUpdate(), pcsim.ForwardUpdate()), judged=True))
+def test_engines_agree_on_rates_by_sample(case: Case) -> None:
     """On random graphs, cycles among them."""
-    case = data.draw(strategies.cases(rules=(pcsim.SettledUpdate(), pcsim.ForwardUpdate()), judged=True))
     pcsim.verify.check_engines_agree(case)

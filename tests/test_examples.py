@@ -74,6 +74,7 @@ def train_images(folder: Path, options: str) -> dict[str, Any]:
     "options",
     [
         "--topology mlp4 --width 0.2 --method bp",
+        "--topology mlp4 --width 0.2 --init kaiming",
         "--topology mlp4 --width 0.2 --precision decaying --rule settled --momentum 0.3 --steps 6",
         "--topology mlp4 --width 0.2 --method ipc --nudge -0.5",
         "--topology residual3 --width 0.2 --nudge 0.3 --centred",
@@ -231,6 +232,49 @@ def test_hundred_layers_at_a_few(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [run["levels"] for run in runs] == [4] * 4 + [6] * 4
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.count("plain PC") == 2
+
+
+def test_compare_methods_sets_all_of_them_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, plot = tmp_path / "rows.json", tmp_path / "methods.png"
+    small = "--graphs mlp3 residual1 --width 0.2 --train-size 150 --epochs 1 --search-epochs 1 --seeds 0 --lrs 3e-3"
+    rest = f"--rates 0.4 --parametrisations standard mupc --no-memory --no-progress --json {path} --plot {plot}"
+    compare = example("compare_methods")
+    compare.main([*small.split(), *rest.split()])
+    rows = json.loads(path.read_text())
+    assert len(rows) == 2 * 2 * len(compare.METHODS)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    cosines = {(row["graph"], row["title"]): row["cosine"] for row in rows}
+    for graph in ("mlp3", "residual1"):
+        for suffix in ("", ", muPC"):
+            assert cosines[graph, "backprop" + suffix] == pytest.approx(1)
+            assert cosines[graph, "arrival" + suffix] > 0.9999
+    products = {row["title"]: row["products"] for row in rows if row["graph"] == "mlp3"}
+    assert products["backprop"] == products["spiking + FU"] == products["arrival"] == 1
+    assert products["iPC"] > products["PC"] > 1.2
+    shown = capsys.readouterr().out
+    assert shown.count("| arrival |") == shown.count("| PC |") == 4
+
+
+def test_compare_methods_measures_memory_in_a_process_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    small = (
+        "--graphs mlp2 --methods arrival --width 0.2 --train-size 64 --epochs 1 --search-epochs 1 --seeds 0 --lrs 1e-3"
+    )
+    example("compare_methods").main([*small.split(), "--rates", "0.5", "--no-progress", "--json", str(path)])
+    assert json.loads(path.read_text())[0]["memory"] >= 0
+
+
+def test_rate_transfer_tells_the_best_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, plot = tmp_path / "rows.json", tmp_path / "mupc.png"
+    options = f"--widths 8 --depths 3 --lrs 1e-3 1e-2 --steps 2 --json {path} --plot {plot}"
+    example("rate_transfer").main(options.split())
+    rows = json.loads(path.read_text())
+    assert [(row["parametrisation"], row["over"]) for row in rows] == [
+        (parametrisation, over) for parametrisation in ("standard", "mupc") for over in ("width", "depth")
+    ]
+    assert all(row["best"] in (1e-3, 1e-2) for row in rows)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "best learning rate" in capsys.readouterr().out
 
 
 def test_energy_imbalance_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -258,3 +258,71 @@ def test_vgg_learns_a_batch_by_local_rules() -> None:
 def test_what_makes_no_sense_is_refused(build: Callable[[], object], message: str) -> None:
     with pytest.raises(GraphError, match=message):
         build()
+
+
+# muPC (arXiv 2505.13124; SPEC §9)
+
+
+def scales(net: pcsim.Network, features: int) -> list[float]:
+    """Root mean square of every hidden value in a forward pass, from the input up."""
+    clamps = {"input": torch.randn(64, features)}
+    values = pcsim.Simulator(net).predict(clamps)
+    return [float(values[name].square().mean().sqrt()) for name in net.nodes if name not in ("input", "output")]
+
+
+@pytest.mark.parametrize("kind", ["mlp", "residual_mlp"])
+@pytest.mark.parametrize("activation", [nn.Identity, nn.Tanh])
+def test_mupc_keeps_its_scale_over_width_and_depth(kind: str, activation: type[nn.Module]) -> None:
+    """From width 32 to 512 and from depth 4 to 128, in the last hidden layer as in the first."""
+    last = []
+    for width, depth in ((32, 4), (32, 128), (128, 32), (512, 4), (512, 64)):
+        torch.manual_seed(width + depth)
+        if kind == "mlp":
+            sizes = [64, *[width] * (depth - 1), 10]
+            net = pcsim.topologies.mlp(sizes, activation=activation, parametrisation="mupc")
+        else:
+            net = pcsim.topologies.residual_mlp(
+                64, width, 10, blocks=depth // 2, activation=activation, parametrisation="mupc"
+            )
+        found = scales(net, 64)
+        assert 0.8 < found[0] < 1.25
+        assert max(found) < 2.2
+        last.append(found[-1])
+    assert max(last) / min(last) < 1.5
+
+
+def test_mupc_gains_and_weights_are_those_of_its_table() -> None:
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([50, 200, 200, 200, 10], parametrisation="mupc")
+    gains = {name: edge.gain for name, edge in net.edges.items()}
+    hidden = 1 / math.sqrt(200 * 4)
+    assert gains == {
+        "input->hidden1": 1 / math.sqrt(50),
+        "hidden1->hidden2": hidden,
+        "skip2": 1.0,
+        "hidden2->hidden3": hidden,
+        "skip3": 1.0,
+        "hidden3->output": 1 / 200,
+    }
+    weights = [p for name, p in net.named_parameters() if name.endswith("weight")]
+    assert all(abs(float(weight.detach().std()) - 1) < 0.05 for weight in weights)
+    branch = pcsim.topologies.residual_mlp(50, 200, 10, blocks=3, parametrisation="mupc")
+    assert branch.edges["main2a->main2b"].gain == pytest.approx(1 / math.sqrt(200 * 3))
+    assert branch.edges["sum1->main2a"].gain == pytest.approx(1 / math.sqrt(200))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: pcsim.topologies.mlp([4, 8, 6, 2], parametrisation="mupc"), "hidden ones that are equal"),
+        (lambda: pcsim.topologies.mlp([4], parametrisation="mupc"), "an input and an output size"),
+        (lambda: pcsim.topologies.mlp([4, 2], parametrisation="mup"), "expected 'standard' or 'mupc'"),
+        (
+            lambda: pcsim.topologies.residual_mlp(4, 4, 2, blocks=1, parametrisation="mup"),  # type: ignore[arg-type]
+            "expected 'standard' or 'mupc'",
+        ),
+    ],
+)
+def test_mupc_says_what_it_takes(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(GraphError, match=message):
+        build()

@@ -15,7 +15,7 @@ from pcsim.errors import SettingError
 from pcsim.graph.network import Network
 from pcsim.random_state import random_state_kept
 from pcsim.verify.case import Case, EngineChoice, in_float64
-from pcsim.verify.oracle import total_energy
+from pcsim.verify.oracle import moving_of, total_energy, values_of
 from pcsim.verify.restart import OneStep, trajectory
 from pcsim.verify.shrinking import report
 
@@ -39,7 +39,7 @@ def check_descent(
 ) -> None:
     """A plain gradient step with rate < 2/L does not raise F_t, before and after the same step (SPEC §10).
 
-    L is the largest eigenvalue of the Hessian in the free values, taken at several points of the step's segment. The
+    L is the largest eigenvalue of the Hessian in what moves, taken at several points of the step's segment. The
     step is taken from every state that the relaxation passes through, at the relaxation's rate where that is small
     enough, else at 0.9 of 2/L.
 
@@ -110,7 +110,7 @@ def _check_step(case: Case, state: Mapping[str, Tensor], step: int, engine: Engi
         elif points > 1:
             break
     careful = attrs.evolve(case, relaxation=attrs.evolve(case.relaxation, rate=rate))
-    moved = OneStep(careful, case.factors(step), engine).values_after(state, case.clamps)
+    moved = OneStep(careful, step, engine).values_after(state, case.clamps)
     with torch.no_grad():
         after = total_energy(case.network, moved, case.deterministic, case.factors(step))
     rise = float(after) - float(before.detach())
@@ -126,16 +126,17 @@ def _energy_of_free_units(
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """F_t as a function of all free units in one vector, and that vector at ``state``."""
     places = {name: case.free_units(name).flatten().nonzero().squeeze(1) for name in case.free}
-    parts = [state[name].flatten()[where] for name, where in places.items()]
+    origin = moving_of(case, state)
+    parts = [origin[name].flatten()[where] for name, where in places.items()]
     factors = case.factors(step)
 
     def energy(units: Tensor) -> Tensor:
-        value, taken = dict(state), 0
+        moving, taken = dict(origin), 0
         for name, where in places.items():
             part = units[taken : taken + len(where)]
-            value[name] = state[name].flatten().index_copy(0, where, part).view_as(state[name])
+            moving[name] = origin[name].flatten().index_copy(0, where, part).view_as(origin[name])
             taken += len(where)
-        return total_energy(case.network, value, case.deterministic, factors)
+        return total_energy(case.network, values_of(case, state, moving), case.deterministic, factors)
 
     return energy, torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 

@@ -25,7 +25,7 @@ from pcsim.random_state import random_state_kept
 from pcsim.simulator import Simulator
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.comparing import compare, largest
-from pcsim.verify.oracle import energetic, total_energy
+from pcsim.verify.oracle import energetic, moving_of, total_energy, values_of
 from pcsim.verify.recording import RecordingOptimizer
 from pcsim.verify.restart import plain, trajectory
 from pcsim.verify.shrinking import report
@@ -50,8 +50,9 @@ def check_gradients(
     Args:
         network: the graph; a copy is used.
         clamps: what is given.
-        relaxation: rate, steps and schedule; momentum and tolerance are left out, as neither is part of a gradient.
-        rule: the learning rule; settled, forward and incremental in turn by default.
+        relaxation: rate, steps and schedule; momentum, tolerance, temperature, multipliers and least rate are left out,
+            as none is part of a gradient. With :class:`ErrorRelaxation` the displacement of errors is compared.
+        rule: the learning rule; settled, forward and incremental in turn by default, of errors settled alone.
         engine: what is checked.
         tolerance: relative to the largest number compared, and at least to 1.
 
@@ -61,7 +62,8 @@ def check_gradients(
         SettingError: the rule is a user's own, of which no objective is known.
     """
     case = in_float64(network, clamps, relaxation, rule)
-    rules = [SettledUpdate(), ForwardUpdate(), IncrementalUpdate()] if rule is None else [rule]
+    known = [SettledUpdate(), *([] if case.relaxation.relaxes_errors else [ForwardUpdate(), IncrementalUpdate()])]
+    rules = known if rule is None else [rule]
     report(partial(_check, rules=rules), case, check_gradients, {"engine": engine, "tolerance": tolerance})
 
 
@@ -69,10 +71,13 @@ def _check(case: Case, rules: Sequence[LearningRule], engine: EngineChoice, tole
     states = trajectory(case, engine)
     for step in range(case.relaxation.steps):
         before, after = states[step], states[step + 1]
+        first, second = moving_of(case, before), moving_of(case, after)
+        coordinate = "ε" if case.relaxation.relaxes_errors else "v"
         for name, descent in _descent(case, before, step).items():
-            moved = (after[name] - before[name]) / case.relaxation.rate
+            moved = (second[name] - first[name]) / case.relaxation.rate
             units, size = case.free_units(name), largest(before[name], after[name], descent)
-            compare(f"node {name!r}, step {step}: −∂F_t/∂v", moved[units], descent[units], tolerance, size, case)
+            what = f"node {name!r}, step {step}: −∂F_t/∂{coordinate}"
+            compare(what, moved[units], descent[units], tolerance, size, case)
     if not any(name in energetic(case.network, case.deterministic) for name in case.clamps):
         return  # no clamped node is predicted, so there is nothing to learn from
     for each in rules:
@@ -80,9 +85,10 @@ def _check(case: Case, rules: Sequence[LearningRule], engine: EngineChoice, tole
 
 
 def _descent(case: Case, state: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
-    """−∂F_t/∂v of every free node, by autograd on the whole of F_t."""
-    leaves = {name: state[name].detach().requires_grad_() for name in case.free}
-    energy = total_energy(case.network, {**state, **leaves}, case.deterministic, case.factors(step))
+    """−∂F_t/∂v, or −∂F_t/∂ε, of every free node, by autograd on the whole of F_t."""
+    leaves = {name: tensor.requires_grad_() for name, tensor in moving_of(case, state).items()}
+    value = values_of(case, state, leaves)
+    energy = total_energy(case.network, value, case.deterministic, case.factors(step))
     gradients = _gradients(energy, list(leaves.values()))
     return {name: -gradient for name, gradient in zip(leaves, gradients, strict=True)}
 

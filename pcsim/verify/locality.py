@@ -52,7 +52,7 @@ def check_locality(
 
     Raises:
         AssertionError: an update changed; names the node, and prints the smallest network found that fails, as code
-            that fails again.
+            that fails again. So it is with :class:`ErrorRelaxation` on every network of more than two hops.
         SettingError: the relaxation has momentum, with which an update depends on the past by design.
     """
     case = in_float64(network, clamps, relaxation)
@@ -81,14 +81,14 @@ def _check(case: Case, engine: EngineChoice, tolerance: float, seed: int) -> Non
 def _check_time(case: Case, engine: EngineChoice, tolerance: float) -> None:
     states = trajectory(case, engine)
     for step in range(case.relaxation.steps):
-        restarted = OneStep(case, case.factors(step), engine).values_after(states[step], case.clamps)
+        restarted = OneStep(case, step, engine).values_after(states[step], case.clamps)
         for name, expected in states[step + 1].items():
             what = f"node {name!r}: its value after step {step}, restarted from the state before it"
             compare(what, restarted[name], expected, tolerance, largest(states[step][name], expected), case)
 
 
 def _check_space(case: Case, engine: EngineChoice, tolerance: float, seed: int) -> None:
-    state, step = random_state(case, seed), OneStep(case, dict.fromkeys(case.network.nodes, 1.0), engine)
+    state, step = random_state(case, seed), OneStep(case, None, engine)
     expected = step.values_after(clamped_onto(case, state), case.clamps)
     elsewhere = random_state(case, seed + 1)
     for name in case.free:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pcsim.graph.network import Network
+from pcsim.verify.case import Case, fully_clamped
 
 Factor = Tensor | float
 
@@ -84,6 +85,46 @@ def total_energy(
         if factors is not None and node.log_precision is not None:
             total = total - 0.5 * node.energy_weight * batch * node.log_precision.expand(node.shape).sum()
     return total
+
+
+def moving_of(case: Case, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What moves of each free node at a state: its value, or, where errors are relaxed, its error, (batch, *shape).
+
+    Args:
+        case: the network, and how it is relaxed.
+        state: v_n of every node, (batch, *shape).
+    """
+    predicted = predictions(case.network, state, case.deterministic) if case.relaxation.relaxes_errors else {}
+    return {name: (state[name] - predicted[name] if name in predicted else state[name]).detach() for name in case.free}
+
+
+def values_of(case: Case, state: Mapping[str, Tensor], moving: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values where what moves is given, differentiable in it, (batch, *shape); in error coordinates v = u + ε.
+
+    Args:
+        case: the network, and how it is relaxed.
+        state: v_n of the nodes that are given.
+        moving: of each free node, as of :func:`moving_of`.
+    """
+    if not case.relaxation.relaxes_errors:
+        return {**state, **moving}
+    network, full = case.network, fully_clamped(case.clamps)
+    kept = nx.DiGraph((e.source_name, e.target_name) for e in network.edges.values() if e.target_name not in full)
+    kept.add_nodes_from(network.nodes)
+    value = {name: state[name] for name in full}
+    for name in nx.topological_sort(kept):
+        node = network.nodes[name]
+        if name in full:
+            continue
+        if node.incoming:
+            given = [edge.gain * edge.module(value[edge.source_name]) for edge in node.incoming]
+            prediction = node.transfer(node.combine(*given))
+        else:
+            prediction = torch.zeros(()) if node.prior is None else node.prior
+            prediction = prediction.to(torch.float64).expand(case.batch, *node.shape)
+        own = prediction if name in case.deterministic else prediction + moving[name]
+        value[name] = own if name in case.deterministic else torch.where(case.free_units(name), own, state[name])
+    return value
 
 
 def brute_force_levels(network: Network, targets: Collection[str], deterministic: Collection[str]) -> dict[str, int]:
