@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--widths", nargs="+", type=number(int, 1), default=[32, 128, 512], help=f"at depth {DEPTH}")
     add("--depths", nargs="+", type=number(int, 2), default=[4, 16, 64], help=f"at width {WIDTH}")
-    add("--lrs", nargs="+", type=number(float, 0, but=0), default=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1])
+    add("--lrs", nargs="+", type=number(float, 0, but=0), default=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0])
     add("--steps", type=number(int, 1), default=40, help="of training")
     add("--threads", type=number(int, 1), help="of torch, on a CPU")
     add("--json", type=file, metavar="PATH", help="write one object per size")

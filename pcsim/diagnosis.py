@@ -10,14 +10,17 @@ from collections.abc import Iterable
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pcsim.clamps import Clamps
+from pcsim.clamps import Clamps, read
 from pcsim.dynamics.learning import Backprop
 from pcsim.engine.landscape import Landscape
 from pcsim.engine.problem import Gradients
 from pcsim.errors import SettingError, StateError
+from pcsim.graph.combining import Sum
 from pcsim.graph.edge import Edge
+from pcsim.graph.network import Network
+from pcsim.graph.node import Node
 from pcsim.random_state import random_state_kept
 from pcsim.simulator import Simulator
 from pcsim.trace import Trace
@@ -169,6 +172,63 @@ def curvature(simulator: Simulator, clamps: Clamps, *, tolerance: float | None =
         whole += float((node.forward_value - at_rest).double().square().sum())
     progress = 1 - math.sqrt(gone / whole) if whole > 0 else math.nan
     return Curvature(smallest, largest, 2 / largest if largest > 0 else math.inf, progress)
+
+
+def chain_energy_at_rest(network: Network, clamps: Clamps) -> Tensor:
+    """F where a linear Gaussian chain rests between its clamped ends, in closed form, (batch,).
+
+    ½ rᵀ S⁻¹ r, with r the gap between the target and its forward prediction, and S the covariance that the precisions
+    of all nodes on the way leave it, carried forward by the edges (Innocenti et al., arXiv 2408.11979, with precisions and
+    weights). What :meth:`Simulator.equilibrium` finds by iteration, without one.
+
+    Args:
+        network: nodes in a row, joined by identities and ``nn.Linear``, without other transfers, combinations and
+            energies.
+        clamps: all of the first node and of the last.
+
+    Raises:
+        SettingError: the network is another; names the node or edge.
+    """
+    nodes = list(network.nodes.values())
+    row = [next((node for node in nodes if not node.incoming), nodes[0])]
+    while row[-1].outgoing and len(row) <= len(nodes):
+        row.append(row[-1].outgoing[0].target)
+    fits = read(network, clamps, network.fingerprint().tensor_options)
+    ends = {name for name, clamp in fits.items() if clamp.mask is None}
+    if len(row) != len(nodes) or len(row) < 2 or {row[0].name, row[-1].name} != ends or len(fits) != 2:
+        raise SettingError(
+            f"chain_energy_at_rest: expected a chain clamped at both ends and nowhere else, given {len(nodes)} nodes "
+            f"of which {', '.join(map(repr, fits))} are clamped; use Simulator.equilibrium for other networks"
+        )
+    value = fits[row[0].name].value
+    spread = value.new_zeros(value[0].numel(), value[0].numel())
+    for node in row[1:]:
+        weight, bias = _linear_step(node, value)
+        value, spread = value.flatten(1) @ weight.mT + bias, weight @ spread @ weight.mT
+        if not node.deterministic or node is row[-1]:
+            own = node.energy_weight * torch.as_tensor(node.own_precision, dtype=value.dtype, device=value.device)
+            spread = spread + torch.diag(1 / own.detach().expand(node.shape).flatten())
+    gap = fits[row[-1].name].value.flatten(1) - value
+    solved: Tensor = torch.linalg.solve(spread, gap.mT).mT
+    return 0.5 * (gap * solved).sum(1)
+
+
+def _linear_step(node: Node, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrix and the shift by which a node of a chain is predicted."""
+    edge = node.incoming[0]
+    module, shape = edge.module, edge.source.shape
+    mend = "; use Simulator.equilibrium for other networks"
+    if type(node.transfer) is not nn.Identity or type(node.combine) is not Sum or not node.energy_function.gaussian:
+        raise SettingError(
+            f"chain_energy_at_rest: node {node.name!r} is not predicted by its edge alone, with the Gaussian energy"
+            + mend
+        )
+    if type(module) is nn.Identity:
+        return edge.gain * torch.eye(math.prod(shape), dtype=like.dtype, device=like.device), like.new_zeros(())
+    if type(module) is not nn.Linear or len(shape) != 1:
+        raise SettingError(f"chain_energy_at_rest: edge {edge.name!r} is a {type(module).__name__}, no nn.Linear{mend}")
+    bias = module.bias.detach() if module.bias is not None else module.weight.new_zeros(())
+    return edge.gain * module.weight.detach(), edge.gain * bias
 
 
 def _cosine(edge: Edge, own: Gradients, exact: Gradients) -> float:

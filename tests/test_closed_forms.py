@@ -377,6 +377,37 @@ def test_the_energy_at_rest_of_a_linear_chain_in_closed_form() -> None:
     spread = torch.eye(2, dtype=torch.float64) + third @ third.mT + both @ both.mT
     expected = 0.5 * (gap * torch.linalg.solve(spread, gap.mT).mT).sum(1)
     assert_close(sum(node.energy for node in net.nodes.values()), expected, 1e-12)
+    assert_close(pcsim.diagnosis.chain_energy_at_rest(net, {"input": x, "output": y}), expected, 1e-12)
+
+
+def test_the_closed_form_knows_precisions_weights_gains_and_deterministic_nodes() -> None:
+    net = pcsim.Network()
+    net.add_node("x", (3,))
+    net.add_node("a", (4,), precision=2.0, energy_weight=0.7)
+    net.add_node("d", (4,), deterministic=True)
+    net.add_node("b", (4,), precision=torch.tensor([0.5, 1.0, 2.0, 4.0]))
+    net.add_node("y", (2,), precision=1.5)
+    net.add_edge("x", "a", nn.Linear(3, 4))
+    net.add_edge("a", "d", nn.Linear(4, 4), gain=0.6)
+    net.add_edge("d", "b")
+    net.add_edge("b", "y", nn.Linear(4, 2, bias=False), gain=-1.3)
+    net.double()
+    given = {"x": draw(5, 3), "y": draw(5, 2)}
+    trace = pcsim.Simulator(net).equilibrium(given, tolerance=1e-12)
+    assert trace.steps == 0
+    energies = [n.energy_weight * (n.precision * 0.5 * n.error.square()).sum(1) for n in map(net.__getitem__, "aby")]
+    assert_close(pcsim.diagnosis.chain_energy_at_rest(net, given), torch.stack(energies).sum(0), 1e-11)
+
+
+def test_the_closed_form_is_of_linear_chains_alone() -> None:
+    tanh, given = chain([3, 4, 2], nn.Tanh), {"input": draw(2, 3), "output": draw(2, 2)}
+    with pytest.raises(SettingError, match="node 'hidden1' is not predicted by its edge alone"):
+        pcsim.diagnosis.chain_energy_at_rest(tanh, given)
+    with pytest.raises(SettingError, match="clamped at both ends and nowhere else"):
+        pcsim.diagnosis.chain_energy_at_rest(tanh, {"input": given["input"]})
+    skip, clamps = linear_skip()
+    with pytest.raises(SettingError, match="expected a chain"):
+        pcsim.diagnosis.chain_energy_at_rest(skip.double(), clamps)
 
 
 def test_how_far_a_relaxation_comes_is_told_in_words() -> None:

@@ -235,7 +235,7 @@ def check_delay(network: Network, relaxation: Relaxation) -> None:
         relaxation: how its free nodes move.
     """
     peak, *later = (relaxation.precision.at(step, 0, 4) for step in range(4))
-    spikes = min(later) <= STABLE_PRECISION * peak
+    spikes = peak > 0 and min(later) <= STABLE_PRECISION * peak
     if not spikes:
         peak = 1.0
     gain, lasts = relaxation.rate * peak, not spikes and min(later) > STABLE_PRECISION

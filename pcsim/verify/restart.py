@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import attrs
@@ -11,6 +12,7 @@ from torch import Tensor
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import SettledUpdate
 from pcsim.dynamics.precision import Constant, PrecisionSchedule
+from pcsim.errors import PrecisionWarning
 from pcsim.simulator import Simulator
 from pcsim.verify.case import Case, EngineChoice, NamedClamps, given_units, given_value
 
@@ -58,7 +60,10 @@ class OneStep:
             state: v_n of every node, (batch, *shape).
             clamps: what is given, of the nodes that the case clamps.
         """
-        self._simulator.infer(clamps, init={name: state[name] for name in self._case.free})
+        with warnings.catch_warnings():
+            # A part of a schedule may delay otherwise than the whole, of which the user is warned.
+            warnings.simplefilter("ignore", PrecisionWarning)
+            self._simulator.infer(clamps, init={name: state[name] for name in self._case.free})
         return {name: node.value.clone() for name, node in self._case.network.nodes.items()}
 
 
