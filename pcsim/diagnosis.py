@@ -178,8 +178,8 @@ def chain_energy_at_rest(network: Network, clamps: Clamps) -> Tensor:
     """F where a linear Gaussian chain rests between its clamped ends, in closed form, (batch,).
 
     ½ rᵀ S⁻¹ r, with r the gap between the target and its forward prediction, and S the covariance that the precisions
-    of all nodes on the way leave it, carried forward by the edges (Innocenti et al., arXiv 2408.11979, with precisions and
-    weights). What :meth:`Simulator.equilibrium` finds by iteration, without one.
+    of all nodes on the way leave it, carried forward by the edges (Innocenti et al., arXiv 2408.11979, here with
+    precisions and weights). :meth:`Simulator.equilibrium` finds the same by iteration, on any network.
 
     Args:
         network: nodes in a row, joined by identities and ``nn.Linear``, without other transfers, combinations and
@@ -195,7 +195,8 @@ def chain_energy_at_rest(network: Network, clamps: Clamps) -> Tensor:
         row.append(row[-1].outgoing[0].target)
     fits = read(network, clamps, network.fingerprint().tensor_options)
     ends = {name for name, clamp in fits.items() if clamp.mask is None}
-    if len(row) != len(nodes) or len(row) < 2 or {row[0].name, row[-1].name} != ends or len(fits) != 2:
+    alone = len(row) == len(nodes) > 1 and len(network.edges) == len(nodes) - 1
+    if not alone or {row[0].name, row[-1].name} != ends or len(fits) != 2:
         raise SettingError(
             f"chain_energy_at_rest: expected a chain clamped at both ends and nowhere else, given {len(nodes)} nodes "
             f"of which {', '.join(map(repr, fits))} are clamped; use Simulator.equilibrium for other networks"

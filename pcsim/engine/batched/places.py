@@ -54,12 +54,16 @@ class Arena:
 
     def part(self, key: Hashable, stack: Tensor, rows: Positions) -> Part:
         """Rows of a stack; if they have to be gathered, in scratch under this key."""
+        return Part(stack, rows, partial(self.scratch, ("gathered", key), stack))
 
-        def scratch(count: int) -> Tensor:
-            made: Tensor = self.kept(("gathered", key, count), lambda: stack.new_zeros(count, *stack.shape[1:]))
-            return made
+    def scratch(self, key: Hashable, stack: Tensor, count: int) -> Tensor:
+        """Room for so many rows of a stack, for use at once: what asks under the same key next may be given the same.
 
-        return Part(stack, rows, scratch)
+        Of a power of two, so that parts of many sizes do not each keep their own.
+        """
+        room = 1 << (count - 1).bit_length()
+        made: Tensor = self.kept((key, room), partial(stack.new_zeros, (room, *stack.shape[1:])))
+        return made[:count]
 
 
 class Cell:

@@ -57,8 +57,7 @@ class Weights:
                 weights[name] = stack[slice(*run)]
                 continue
             index = torch.as_tensor(rows, device=self._arena.device)
-            key = (self._key, "gathered weights", link, name, len(rows))
-            weights[name] = scratch = self._arena.kept(key, partial(stack.new_empty, len(rows), *stack.shape[1:]))
+            weights[name] = scratch = self._arena.scratch((self._key, "gathered weights", link, name), stack, len(rows))
             gather = partial(torch.index_select, stack, 0, index, out=scratch)
             operations.append(Operation("gather weights", gather, named(self._names, rows)))
         return self._called(link, module, weights)
