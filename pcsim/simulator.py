@@ -8,6 +8,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
@@ -43,6 +44,7 @@ from pcsim.graph.statistics import frozen_statistics
 from pcsim.messages import instead_of, listed
 from pcsim.trace import Trace
 
+_hooks, _later_hooks = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (BatchedEngine, ReferenceEngine)}
 
 
@@ -236,8 +238,14 @@ class Simulator:
         return state
 
     def _fill_gradients(self, state: State, accumulate: bool = False) -> None:
-        gradients = self._gradients(state)
-        for parameter in state.task.fingerprint.parameters:
+        gradients, parameters = self._gradients(state), state.task.fingerprint.parameters
+        hooked = any(map(_hooks, parameters)) or any(map(_later_hooks, parameters))
+        if not (hooked or accumulate):  # a thousand layers have thousands of parameters
+            for parameter, found in zip(parameters, map(gradients.get, parameters), strict=True):
+                parameter.grad = found
+            self._count(state)
+            return
+        for parameter in parameters:
             gradient = gradients.get(parameter)
             if gradient is not None and (parameter._backward_hooks or parameter._post_accumulate_grad_hooks):
                 if not accumulate:

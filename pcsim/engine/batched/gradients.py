@@ -30,6 +30,14 @@ class Found(dict[nn.Parameter, Tensor]):
         if before is not gradient:
             self[parameter] = before + gradient
 
+    def add_all(self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], *, apart: bool) -> None:
+        """The same for several parameters; ``apart`` says that none of them occurs twice."""
+        if apart and self.keys().isdisjoint(parameters):
+            self.update(zip(parameters, gradients, strict=True))
+            return
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            self.add(parameter, gradient)
+
 
 def learn(
     memory: Memory,
@@ -100,6 +108,7 @@ def _gradients(
 ) -> Callable[[], None]:
     """Runs a kernel for the gradients of its weights, of a stack for all of its rows at once."""
     alone = {name: column[0] for name, column in parameters.items()}
+    apart = {name: len(set(map(id, column))) == len(column) for name, column in parameters.items()}
 
     def run_alone() -> None:
         out = {name: torch.empty_like(parameter) for name, parameter in alone.items()}
@@ -111,8 +120,7 @@ def _gradients(
         out = {name: c[0].detach().new_empty(len(c), *c[0].shape) for name, c in parameters.items()}
         kernel.gradients(call, delta.read(), value.read(), factor, out)
         for name, column in parameters.items():
-            for parameter, gradient in zip(column, out[name].unbind(), strict=True):
-                found.add(parameter, gradient)
+            found.add_all(column, out[name].unbind(), apart=apart[name])
 
     return run_alone if all(len(column) == 1 for column in parameters.values()) else run_stack
 
