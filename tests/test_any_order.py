@@ -136,14 +136,14 @@ class AnyOrder(RuleBasedStateMachine):
         part = self.net.edges["h1->h2"] if what == "gain" else self.net["h2"]
         self.change(lambda: setattr(part, what, value))
 
-    @rule(transfer=st.sampled_from((nn.Tanh, nn.SiLU, nn.ELU, nn.Identity)))
+    @rule(transfer=st.sampled_from((nn.Tanh, nn.SiLU, nn.Mish, nn.Identity)))
     def set_transfer(self, transfer: type[nn.Module]) -> None:
         self.change(lambda: setattr(self.net["h2"], "transfer", transfer()))
 
     @rule(kind=st.sampled_from(("linear", "unknown")), name=st.sampled_from(INNER))
     def replace_module(self, kind: str, name: str) -> None:
         linear = nn.Linear(4, 4, dtype=torch.float64)
-        module = linear if kind == "linear" else nn.Sequential(nn.ELU(), linear)
+        module = linear if kind == "linear" else nn.Sequential(nn.Mish(), linear)
         self.change(lambda: setattr(self.net.edges[name], "module", module))
         self.optimizer = optim.SGD(self.net.parameters(), 0.05)
 
