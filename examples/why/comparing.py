@@ -107,7 +107,9 @@ def search(
 def command_line(description: str | None) -> argparse.ArgumentParser:
     """A reader of options, with those that every comparison has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=number(int, 0, FIRST_SEARCH_SEED - 1), default=list(range(10)), help="of the report")
+    parser.add_argument(
+        "--seeds", nargs="+", type=number(int, 0, FIRST_SEARCH_SEED - 1), default=list(range(10)), help="of the report"
+    )
     parser.add_argument("--threads", type=number(int, 1), default=1, help="of torch; networks this small need one")
     parser.add_argument("--json", type=file, metavar="PATH", help="write settings and results of every seed")
     parser.add_argument("--plot", type=file, metavar="PATH", help="draw the figure, as PNG or SVG say")
