@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
 sys.path.append(str(Path(__file__).parents[1]))
-from command_line import file, number
+from command_line import file, number, told_in_a_line
 
 Chosen = TypeVar("Chosen")
 

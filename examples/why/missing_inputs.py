@@ -37,6 +37,8 @@ ROWS = {
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.875)
 LRS = (1e-3, 3e-3, 1e-2)
 CAUSES, HIDDEN, PRECISION, BATCH = 24, 128, 5.0, 64
+GAP_EPOCHS = 4
+"""Gaps are learned more slowly: that network has so many times the epochs."""
 RATE = 0.3 / PRECISION
 LEARNING = pcsim.Relaxation(20, RATE, momentum=0.5)
 SEEING = pcsim.Relaxation(100, RATE, momentum=0.7)
@@ -68,7 +70,7 @@ def train(method: str, lr: float, seed: int, data: ImageData, epochs: int) -> pc
     rule = pcsim.SettledUpdate() if method == METHODS[0] else pcsim.Backprop()
     sim = pcsim.Simulator(network(method), LEARNING, rule)
     optimizer = AdamW(sim.network.parameters(), lr=lr)
-    for _ in range(epochs):
+    for _ in range(epochs * (GAP_EPOCHS if method == METHODS[2] else 1)):
         for batch in torch.randperm(len(data), generator=generator).split(BATCH):
             images = data.images[batch]
             if method == METHODS[2]:

@@ -1,0 +1,119 @@
+"""One sample at a time, each seen once: how often is the next one guessed wrong? Also where the world changes.
+
+A network of sigmoid layers of 32 units learns from a stream of images at batch size 1, as animals must (Song et al.,
+Nature Neuroscience 2024). Each image is guessed before it is learned from; the error is the share of wrong guesses over
+the stream. With drift, five of the ten classes change their labels among each other every so often. Learning rates are
+those of one grid with the least error on streams of another part of the training images, for each task and method.
+
+    python examples/why/online_learning.py --json online_learning.json --plot online_learning.png
+    python examples/why/online_learning.py --data mnist --root DATA
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from comparing import Comparison, command_line, number, parsed, report, save, search, told_in_a_line
+from torch import Tensor, nn
+from torch.optim import SGD
+
+import pcsim
+from pcsim import plots
+from pcsim.data import ImageData
+
+METHODS = {"predictive coding": pcsim.SettledUpdate(), "backprop": pcsim.Backprop()}
+TASKS = {"the same all the time": 0, "with drift": 250}
+"""After how many samples the labels change; 0 for never."""
+LRS = (0.03, 0.1, 0.3, 1.0)
+RELAXATION = pcsim.Relaxation(20, 0.1)
+
+
+def labels_over_time(labels: Tensor, every: int, generator: torch.Generator) -> Tensor:
+    """Labels (N,) of which five classes, drawn anew, are permuted after every so many samples."""
+    names, found = torch.arange(10), []
+    for part in labels.split(every or len(labels)):
+        found.append(names[part])
+        some = torch.randperm(10, generator=generator)[:5]
+        names = names.index_copy(0, some, names[some.roll(1)])
+    return torch.cat(found)
+
+
+def stream(method: str, every: int, data: ImageData, samples: int, lr: float, seed: int) -> list[float]:
+    """Whether each guess was wrong, 1 or 0, over one pass."""
+    torch.manual_seed(seed)
+    net = pcsim.topologies.mlp([data.images.shape[1], 32, 32, 10], activation=nn.Sigmoid)
+    sim = pcsim.Simulator(net, RELAXATION, METHODS[method])
+    optimizer = SGD(net.parameters(), lr=lr)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(data), generator=generator)[:samples]
+    labels = labels_over_time(data.labels[order], every, generator)
+    targets, wrong = torch.eye(10)[labels], []
+    for image, target in zip(data.images[order].split(1), targets.split(1), strict=True):
+        sim.update({"input": image, "output": target}, optimizer)
+        # The guess is the prediction of the forward pass, from before the update.
+        wrong.append(float(net["output"].forward_prediction.argmax() != target.argmax()))
+    return wrong
+
+
+def load(options: argparse.Namespace) -> tuple[ImageData, ImageData]:
+    """Standardised images (N, pixels), to search with and to report from: two parts of the training set."""
+    train = (pcsim.data.digits() if options.data == "digits" else pcsim.data.mnist(options.root))[0].flatten()
+    held_out, rest = train.split(len(train) // 3)
+    rest, held_out = pcsim.data.standardise(rest, held_out)
+    return held_out, rest
+
+
+def draw(wrongs: dict[tuple[str, str], list[list[float]]], options: argparse.Namespace) -> None:
+    """Error over the last hundred guesses, the mean over the seeds, against samples."""
+    figure = plots.new_figure(8.5, 3.2)
+    for axes, task in zip(figure.subplots(1, len(TASKS), sharey=True), TASKS, strict=True):
+        for method, (colour, _, dashes) in zip(METHODS, plots.LINES[3:], strict=False):
+            means = torch.tensor(wrongs[task, method]).mean(0)
+            smooth = means.unfold(0, min(100, len(means)), 1).mean(1)
+            axes.plot(range(len(means) - len(smooth), len(means)), smooth, label=method, color=colour, linestyle=dashes)
+        axes.set(xlabel="samples seen", title=task, ylim=(0, 1))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("error of the last 100 guesses")
+    figure.axes[0].legend(frameon=False)
+    save(figure, options.plot)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Search, measure, tell, and draw."""
+    parser = command_line(__doc__)
+    parser.add_argument("--samples", type=number(int, 1), default=900, help="of each stream")
+    parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder that holds MNIST")
+    options = parsed(parser, arguments)
+    with told_in_a_line("online_learning.py"):
+        held_out, data = load(options)
+
+    def error(task: str, method: str, lr: float, seed: int) -> float:
+        return statistics.mean(stream(method, TASKS[task], held_out, options.samples, lr, seed))
+
+    lrs: dict[str, float] = {}
+    wrongs: dict[tuple[str, str], list[list[float]]] = {}
+    for task, every in TASKS.items():
+        for method in METHODS:
+            lrs[f"{method}, {task}"] = lr = search(LRS, partial(error, task, method), less=True)
+            wrongs[task, method] = [stream(method, every, data, options.samples, lr, seed) for seed in options.seeds]
+    errors = {key: [statistics.mean(run) for run in runs] for key, runs in wrongs.items()}
+    report(
+        [
+            Comparison(task, "backprop", errors[task, "predictive coding"], errors[task, "backprop"], less=True)
+            for task in TASKS
+        ],
+        lrs,
+        options,
+    )
+    if options.plot is not None:
+        draw(wrongs, options)
+
+
+if __name__ == "__main__":
+    main()
