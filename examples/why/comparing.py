@@ -18,6 +18,8 @@ from scipy.stats import ttest_rel
 sys.path.append(str(Path(__file__).parents[1]))
 from command_line import file, number, told_in_a_line
 
+__all__ = ["Comparison", "command_line", "number", "parsed", "read", "report", "save", "search", "table", "told_in_a_line"]
+
 Chosen = TypeVar("Chosen")
 
 FIRST_SEARCH_SEED = 1000

@@ -1,0 +1,117 @@
+"""Two tasks one after the other with the same outputs, and few data: does the way of learning matter?
+
+A network of two sigmoid layers of 32 units learns, at batch size 32. Two tasks: first the digits 0 to 4, then 5 to 9,
+which share five outputs; the error is the mean over both tasks in the end, so that what is forgotten counts (Song et al.,
+Nature Neuroscience 2024). Few data: all ten digits from 60 or 300 images, shown again and again; the error is that in the
+end. Learning rates are those of one grid with the least error on a held-out part, for each setting and method.
+
+    python examples/why/tasks_and_few_data.py --json tasks_and_few_data.json --plot tasks_and_few_data.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from comparing import Comparison, command_line, number, parsed, report, save, search
+from torch import nn
+from torch.optim import SGD
+
+import pcsim
+from pcsim import plots
+from pcsim.data import ImageData
+
+METHODS = {"predictive coding": pcsim.SettledUpdate(), "backprop": pcsim.Backprop()}
+LRS = (0.2, 0.5, 1.0, 2.0, 5.0)
+BATCH, RELAXATION = 32, pcsim.Relaxation(10, 0.3)
+SETTINGS = ("two tasks", "60 images", "300 images")
+
+
+def tasks(data: ImageData) -> list[ImageData]:
+    """The digits under 5, and the others, with five labels for both."""
+    picked = [data.labels < 5, data.labels >= 5]
+    return [ImageData(data.images[those], data.labels[those] % 5, 5) for those in picked]
+
+
+def errors(
+    method: str, parts: Sequence[ImageData], tests: Sequence[ImageData], updates: int, lr: float, seed: int
+) -> list[float]:
+    """The mean error on all tests, after every tenth update; the parts are learned one after the other."""
+    torch.manual_seed(seed)
+    net = pcsim.topologies.mlp([64, 32, 32, parts[0].classes], activation=nn.Sigmoid)
+    sim = pcsim.Simulator(net, RELAXATION, METHODS[method])
+    optimizer = SGD(net.parameters(), lr=lr)
+    generator, found = torch.Generator().manual_seed(seed), list[float]()
+    for part in parts:
+        for update in range(updates):
+            batch = torch.randint(len(part), (BATCH,), generator=generator)
+            try:
+                sim.update({"input": part.images[batch], "output": part.one_hot()[batch]}, optimizer)
+            except pcsim.errors.DivergenceError:
+                return [1.0]
+            if (update + 1) % 10 == 0 or update + 1 == updates:
+                guesses = [sim.predict({"input": test.images})["output"].argmax(1) for test in tests]
+                wrong = [float((g != test.labels).float().mean()) for g, test in zip(guesses, tests, strict=True)]
+                found.append(statistics.mean(wrong))
+    return found
+
+
+def run(
+    setting: str, data: ImageData, test: ImageData, updates: int, method: str, lr: float, seed: int
+) -> list[float]:
+    """The errors of one run of a setting; which few images it has is the seed's."""
+    if setting == "two tasks":
+        return errors(method, tasks(data), tasks(test), updates, lr, seed)
+    return errors(method, [data.split(int(setting.split()[0]), seed=seed)[0]], [test], updates, lr, seed)
+
+
+def draw(curves: dict[tuple[str, str], list[list[float]]], options: argparse.Namespace) -> None:
+    """Test error against updates, the mean over the seeds."""
+    figure = plots.new_figure(9, 3)
+    for axes, setting in zip(figure.subplots(1, len(SETTINGS), sharey=True), SETTINGS, strict=True):
+        for method, (colour, _, dashes) in zip(METHODS, plots.LINES[3:], strict=False):
+            means = [statistics.mean(values) for values in zip(*curves[setting, method], strict=False)]
+            updates = [10 * (place + 1) for place in range(len(means))]
+            axes.plot(updates, means, label=method, color=colour, linestyle=dashes)
+        axes.set(xlabel="updates", title=setting, ylim=(0, 1))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("test error")
+    figure.axes[0].legend(frameon=False)
+    save(figure, options.plot)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Search, measure, tell, and draw."""
+    parser = command_line(__doc__)
+    parser.add_argument("--updates", type=number(int, 1), default=150, help="of each task")
+    options = parsed(parser, arguments)
+    whole, test = pcsim.data.standardise(*pcsim.data.digits())
+    held_out, part = whole.split(len(whole) // 5)
+
+    def last(setting: str, method: str, lr: float, seed: int) -> float:
+        return run(setting, part, held_out, options.updates, method, lr, seed)[-1]
+
+    chosen: dict[str, float] = {}
+    curves: dict[tuple[str, str], list[list[float]]] = {}
+    for setting in SETTINGS:
+        for method in METHODS:
+            lr = search(LRS, partial(last, setting, method), less=True)
+            chosen[f"{method}, {setting}"] = lr
+            curves[setting, method] = [
+                run(setting, part, test, options.updates, method, lr, seed) for seed in options.seeds
+            ]
+    ends = {key: [curve[-1] for curve in own] for key, own in curves.items()}
+    report(
+        [Comparison(each, "backprop", *(ends[each, method] for method in METHODS), less=True) for each in SETTINGS],
+        chosen,
+        options,
+    )
+    if options.plot is not None:
+        draw(curves, options)
+
+
+if __name__ == "__main__":
+    main()
