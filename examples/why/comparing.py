@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
 sys.path.append(str(Path(__file__).parents[1]))
-from command_line import file, number, told_in_a_line
+from command_line import file, number
 
-__all__ = ["Comparison", "command_line", "number", "parsed", "read", "report", "save", "search", "table", "told_in_a_line"]
+from pcsim import plots
 
 Chosen = TypeVar("Chosen")
 
@@ -26,6 +26,8 @@ FIRST_SEARCH_SEED = 1000
 """Of the search: none of its seeds is among those that are reported."""
 CLEAR = 3.0
 """Standard errors from which a difference counts; what is less is called noise."""
+STYLES = [plots.LINES[place] for place in (3, 1, 5, 6)]
+"""Colour, marker and dashes in figures, predictive coding's first."""
 HEAD = ["setting", "compared with", "predictive coding", "the other", "standard errors ahead", "p", "verdict"]
 
 
@@ -107,7 +109,7 @@ def search(
 
 
 def command_line(description: str | None) -> argparse.ArgumentParser:
-    """A reader of options, with those that every comparison has."""
+    """A reader of the options that every comparison has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--seeds", nargs="+", type=number(int, 0, FIRST_SEARCH_SEED - 1), default=list(range(10)), help="of the report"
@@ -126,13 +128,7 @@ def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
 
 
 def report(comparisons: Sequence[Comparison], chosen: dict[str, Any], options: argparse.Namespace) -> None:
-    """Print the table and the verdict; write both sides of every seed where that is asked for.
-
-    Args:
-        comparisons: a row each.
-        chosen: what the search has found, by method.
-        options: of the command line.
-    """
+    """Print the table and the verdict; write both sides of every seed, and what the search has chosen, if asked to."""
     print(f"\n{table(comparisons)}\n")
     verdicts = [comparison.verdict for comparison in comparisons]
     counts = ", ".join(f"{verdicts.count(each)} {each}" for each in ("ahead", "within the noise", "behind"))

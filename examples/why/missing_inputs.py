@@ -1,9 +1,9 @@
 """What if a part of the image is missing? One network of image and label, trained once, and clamped where it can see.
 
-Causes predict the image, and the image, by a hidden layer, its label. Both are clamped in learning. Then a growing share
-of the pixels is left free, by a mask: they are inferred with everything else, and the label follows. A classifier of the
-same layers, trained by backprop, has the gaps filled with the mean image or with black; another one is trained with
-gaps as well. Learning rates of all are the best of one grid on a held-out part, over all shares. Sampling
+Causes predict the image, and the image, by a hidden layer, its label. Both are clamped in learning. Then a growing
+share of the pixels is left free, by a mask: they are inferred with everything else, and the label follows. A classifier
+of the same layers, trained by backprop, has the gaps filled with the mean image or with black; another one is trained
+with gaps as well. Learning rates of all are the best of one grid on a held-out part, over all shares. Sampling
 (Monte-Carlo predictive coding, Oliviers et al., PLOS Computational Biology 2024) gives inferred pixels error bars.
 
     python examples/why/missing_inputs.py --json missing_inputs.json --plot missing_inputs.png
@@ -18,66 +18,24 @@ from functools import partial
 
 import attrs
 import torch
-from comparing import Comparison, command_line, number, parsed, report, save, search
-from torch import Tensor, nn
-from torch.optim import AdamW
+from comparing import STYLES, Comparison, command_line, number, parsed, report, save, search
+from joint_network import METHODS, RATE, gaps, train
+from torch import Tensor
 
 import pcsim
 from pcsim import plots
 from pcsim.data import ImageData
 
-METHODS = ("predictive coding", "backprop", "backprop, trained with gaps")
 ROWS = {
-    "predictive coding": (METHODS[0], False),
+    METHODS[0]: (METHODS[0], False),
     "backprop, mean filled in": (METHODS[1], False),
     "backprop, black filled in": (METHODS[1], True),
-    "backprop, trained with gaps": (METHODS[2], False),
+    METHODS[2]: (METHODS[2], False),
 }
 """The method of each line, and whether its gaps are black."""
-SHARES = (0.0, 0.25, 0.5, 0.75, 0.875)
-LRS = (1e-3, 3e-3, 1e-2)
-CAUSES, HIDDEN, PRECISION, BATCH = 24, 128, 5.0, 64
-GAP_EPOCHS = 4
-"""Gaps are learned more slowly: that network has so many times the epochs."""
-RATE = 0.3 / PRECISION
-LEARNING = pcsim.Relaxation(20, RATE, momentum=0.5)
+SHARES, LRS = (0.0, 0.25, 0.5, 0.75, 0.875), (1e-3, 3e-3, 1e-2)
 SEEING = pcsim.Relaxation(100, RATE, momentum=0.7)
 SAMPLING = pcsim.Relaxation(400, RATE / 3, temperature=1.0)
-
-
-def network(method: str) -> pcsim.Network:
-    """Image to label; with predictive coding, causes of the image as well."""
-    net = pcsim.Network()
-    for name, size, transfer in (("image", 64, None), ("hidden", HIDDEN, nn.Tanh()), ("label", 10, None)):
-        net.add_node(name, (size,), transfer=transfer, precision=PRECISION)
-    net.add_edge("image", "hidden", nn.Linear(64, HIDDEN))
-    net.add_edge("hidden", "label", nn.Linear(HIDDEN, 10))
-    if method == METHODS[0]:
-        net.add_node("causes", (CAUSES,), prior=0.0)
-        net.add_edge("causes", "image", nn.Linear(CAUSES, 64))
-    return net
-
-
-def gaps(shape: tuple[int, int], shares: float | Tensor, generator: torch.Generator) -> Tensor:
-    """Which pixels are given, (batch, pixels): each is missing with probability ``shares``, (batch, 1) or a number."""
-    return torch.rand(shape, generator=generator) >= shares
-
-
-def train(method: str, lr: float, seed: int, data: ImageData, epochs: int) -> pcsim.Simulator:
-    """A network that has learned from standardised images, (N, 64)."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    rule = pcsim.SettledUpdate() if method == METHODS[0] else pcsim.Backprop()
-    sim = pcsim.Simulator(network(method), LEARNING, rule)
-    optimizer = AdamW(sim.network.parameters(), lr=lr)
-    for _ in range(epochs * (GAP_EPOCHS if method == METHODS[2] else 1)):
-        for batch in torch.randperm(len(data), generator=generator).split(BATCH):
-            images = data.images[batch]
-            if method == METHODS[2]:
-                shares = 0.9 * torch.rand(len(batch), 1, generator=generator)
-                images = images * gaps((len(batch), 64), shares, generator)
-            sim.update({"image": images, "label": data.one_hot()[batch]}, optimizer)
-    return sim
 
 
 def accuracies(method: str, sim: pcsim.Simulator, data: ImageData, seed: int, black: Tensor | None) -> list[float]:
@@ -94,7 +52,7 @@ def accuracies(method: str, sim: pcsim.Simulator, data: ImageData, seed: int, bl
 
 
 def sampled(sim: pcsim.Simulator, images: Tensor, given: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every pixel, both (N, 64), over samples of what is missing, with the label free."""
+    """Mean and standard deviation of every pixel, both (N, 64), over samples of what is missing."""
     sampler = pcsim.Simulator(sim.network, SAMPLING)
     sampler.infer({"image": (images.repeat_interleave(samples, 0), given.repeat_interleave(samples, 0))})
     values = sim.network["image"].value.unflatten(0, (-1, samples))
@@ -103,10 +61,9 @@ def sampled(sim: pcsim.Simulator, images: Tensor, given: Tensor, samples: int) -
 
 def draw(rows: dict[str, list[list[float]]], pictures: dict[str, Tensor], options: argparse.Namespace) -> None:
     """Accuracy against the share of missing pixels; images with half of their pixels, completed, with error bars."""
-    figure = plots.new_figure(9, 3.4)
-    left, right = figure.subfigures(1, 2)
+    left, right = (figure := plots.new_figure(9, 3.4)).subfigures(1, 2)
     axes = left.subplots()
-    for (title, own), (colour, marker, dashes) in zip(rows.items(), plots.LINES[3:] + plots.LINES, strict=False):
+    for (title, own), (colour, marker, dashes) in zip(rows.items(), STYLES, strict=False):
         means, spreads = zip(*((statistics.mean(v), statistics.pstdev(v)) for v in zip(*own, strict=True)), strict=True)
         axes.errorbar(SHARES, means, spreads, label=title, color=colour, marker=marker, linestyle=dashes, capsize=3)
     axes.set(xlabel="share of missing pixels", ylabel="test accuracy", ylim=(0, 1.03))
@@ -124,13 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Search, measure, tell, and draw."""
     parser = command_line(__doc__)
     parser.add_argument("--epochs", type=number(int, 1), default=15)
-    parser.add_argument("--samples", type=number(int, 2), default=50, help="of each image that has error bars")
     options = parsed(parser, arguments)
-    whole, test = pcsim.data.digits()
-    mean = whole.images.mean(0)
-    whole, test = (attrs.evolve(part, images=part.images - mean) for part in (whole, test))
-    black = -mean / whole.images.std()
-    whole, test = pcsim.data.standardise(whole, test)
+    digits = pcsim.data.digits()
+    centred = (attrs.evolve(each, images=each.images - digits[0].images.mean(0)) for each in digits)
+    whole, test = pcsim.data.standardise(*centred)
+    black = whole.images.min(0).values
     held_out, part = whole.split(len(whole) // 5)
 
     def score(method: str, lr: float, seed: int) -> float:
@@ -144,11 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows[title].append(accuracies(method, sims[method], test, seed, black if blackened else None))
     by_share = {title: [list(values) for values in zip(*own, strict=True)] for title, own in rows.items()}
     ours = by_share.pop(METHODS[0])
-    pairs = [(title, own, k) for title, own in by_share.items() for k in range(len(SHARES))]
-    report([Comparison(f"{SHARES[k]:.1%} missing", title, ours[k], own[k]) for title, own, k in pairs], lrs, options)
+    compared = [
+        Comparison(f"{share:.1%} missing", title, *each)
+        for title, own in by_share.items()
+        for share, *each in zip(SHARES, ours, own, strict=True)
+    ]
+    report(compared, lrs, options)
     torch.manual_seed(options.seeds[-1])
     images, given = test.images[:40], gaps((40, 64), 0.5, torch.Generator().manual_seed(0))
-    means, bars = sampled(sims[METHODS[0]], images, given, options.samples)
+    means, bars = sampled(sims[METHODS[0]], images, given, samples=50)
     inside = ((images - means).abs() < 2 * bars)[~given].float().mean()
     print(f"half missing, sampled: {inside:.0%} of inferred pixels are within two of their standard deviations")
     if options.plot is not None:

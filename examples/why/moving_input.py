@@ -1,10 +1,10 @@
 """What if the input moves while the network relaxes? A turning digit, seen in part, with few steps for each frame.
 
-The network of missing_inputs.py sees a digit that turns by a few degrees from frame to frame, half of its pixels missing,
-other ones in every frame. It either begins each frame anew, or goes on from where it was
-(``Relaxation(start="previous")``), with the same number of steps. Rates of the latents are the best of one grid for each
-of both and each number of steps, on a held-out part. A classifier by backprop, with the mean filled in, sees each frame
-alone. The figure shows accuracy against steps, and errors of single units of one sample over time, as one draws neurons.
+The network of missing_inputs.py sees a digit that turns by a few degrees from frame to frame, half of its pixels
+missing, other ones in every frame. It either begins each frame anew, or goes on from where it was
+(``Relaxation(start="previous")``), with the same number of steps. Rate and momentum of the latents are the best of one
+grid for each of both and each number of steps, on a held-out part. A classifier by backprop has gaps filled with the
+mean, or with what was last seen of a pixel. The figure shows accuracy against steps, and errors of single units.
 
     python examples/why/moving_input.py --json moving_input.json --plot moving_input.png
 """
@@ -12,13 +12,14 @@ alone. The figure shows accuracy against steps, and errors of single units of on
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
 
 import torch
-from comparing import Comparison, command_line, number, parsed, report, save, search
-from missing_inputs import METHODS, PRECISION, gaps, train
+from comparing import STYLES, Comparison, command_line, number, parsed, report, save, search
+from joint_network import METHODS, PRECISION, gaps, train
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,8 +27,9 @@ import pcsim
 from pcsim import plots
 from pcsim.data import ImageData
 
-STEPS = (1, 2, 4, 8, 16)
-RATES = (0.1 / PRECISION, 0.2 / PRECISION, 0.4 / PRECISION)
+STEPS = (1, 2, 4, 8, 16, 32)
+GRID = tuple(itertools.product((0.05 / PRECISION, 0.1 / PRECISION, 0.2 / PRECISION, 0.3 / PRECISION), (0.0, 0.7)))
+"""Rates and momenta of the latents."""
 ANGLES = torch.linspace(-30, 30, 13)
 LR = 3e-3
 """The rate that missing_inputs.py has found."""
@@ -64,18 +66,27 @@ def follow(net: pcsim.Network, seen: Sequence[tuple[Tensor, Tensor]], relaxation
         yield net["label"].value
 
 
+def filled(net: pcsim.Network, seen: Sequence[tuple[Tensor, Tensor]], filling: str) -> list[Tensor]:
+    """The label (N, 10) of each frame, by a classifier whose gaps are filled with the mean or what was last seen."""
+    sim, image, guesses = pcsim.Simulator(net), torch.zeros(()), []
+    for pixels, given in seen:
+        image = pixels.where(given, torch.zeros(()) if filling == "mean" else image)
+        guesses.append(sim.predict({"image": image})["label"])
+    return guesses
+
+
 def draw(results: dict[str, list[list[float]]], traces: Tensor, options: argparse.Namespace) -> None:
     """Accuracy against steps; errors (time, units), one above the other, with a line where the frame changes."""
     figure = plots.new_figure(9, 3.4)
     left, right = figure.subplots(1, 2)
-    for (title, own), (colour, marker, dashes) in zip(results.items(), plots.LINES[3:] + plots.LINES, strict=False):
+    for (title, own), (colour, marker, dashes) in zip(results.items(), STYLES, strict=False):
         means, spreads = [statistics.mean(values) for values in own], [statistics.pstdev(values) for values in own]
         left.errorbar(STEPS, means, spreads, label=title, color=colour, marker=marker, linestyle=dashes, capsize=3)
     left.set(xlabel="steps per frame", ylabel="test accuracy", xscale="log", xticks=STEPS, xticklabels=STEPS)
     left.legend(frameon=False, fontsize=8)
     left.grid(alpha=0.3)
     for place, trace in enumerate(traces.T):
-        right.plot(trace / trace.abs().max() - 2.2 * place, color=plots.LINES[3][0], linewidth=0.9)
+        right.plot(trace / trace.abs().max() - 2.2 * place, color=STYLES[0][0], linewidth=0.9)
     for change in range(0, len(traces), FRAME):
         right.axvline(change, color="0.8", linewidth=0.6)
     right.set(xlabel="step", ylabel="error of a unit", yticks=[])
@@ -98,23 +109,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def trained(method: str, seed: int) -> pcsim.Network:
         return train(method, LR, seed, learned, options.epochs).network
 
-    def score(data: ImageData, start: str, steps: int, rate: float, seed: int) -> float:
-        relaxation = pcsim.Relaxation(steps, rate, start=start)  # type: ignore[arg-type]
-        return accuracy([*follow(trained(METHODS[0], seed), frames(data, seed, middle, scale), relaxation)], data)
+    def score(data: ImageData, start: str, steps: int, descent: tuple[float, float], seed: int) -> float:
+        relaxation = pcsim.Relaxation(steps, descent[0], momentum=descent[1], start=start)  # type: ignore[arg-type]
+        try:
+            guesses = [*follow(trained(METHODS[0], seed), frames(data, seed, middle, scale), relaxation)]
+        except pcsim.errors.DivergenceError:
+            return 0.0
+        return accuracy(guesses, data)
 
     results: dict[str, list[list[float]]] = {"going on": [], "beginning anew": []}
-    chosen: dict[str, float] = {}
+    chosen: dict[str, tuple[float, float]] = {}
     for title, start in zip(results, ("previous", "zeros"), strict=True):
         for steps in STEPS:
-            rate = search(RATES, partial(score, held_out, start, steps), seeds=2)
-            chosen[f"{title}, {steps} steps"] = rate
-            results[title].append([score(test, start, steps, rate, seed) for seed in options.seeds])
-    backprop = []
-    for seed in options.seeds:
-        sim = pcsim.Simulator(trained(METHODS[1], seed))
-        seen = frames(test, seed, middle, scale)
-        backprop.append(accuracy([sim.predict({"image": images * given})["label"] for images, given in seen], test))
-    results["backprop, mean filled in"] = [backprop] * len(STEPS)
+            descent = search(GRID, partial(score, held_out, start, steps), seeds=2)
+            chosen[f"{title}, {steps} steps"] = descent
+            results[title].append([score(test, start, steps, descent, seed) for seed in options.seeds])
+    for filling in ("mean", "last seen"):
+        own = [filled(trained(METHODS[1], seed), frames(test, seed, middle, scale), filling) for seed in options.seeds]
+        results[f"backprop, {filling} filled in"] = [[accuracy(guesses, test) for guesses in own]] * len(STEPS)
     report(
         [
             Comparison(f"{steps} steps per frame", title, results["going on"][k], own[k])
@@ -127,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.plot is not None:
         seen = [frame for frame in frames(test.take(1), 0, middle, scale) for _ in range(FRAME)]
         net = trained(METHODS[0], options.seeds[0])
-        steps = follow(net, seen, pcsim.Relaxation(1, RATES[1], start="previous"))
+        steps = follow(net, seen, pcsim.Relaxation(1, 0.1 / PRECISION, start="previous"))
         traces = [torch.cat([net[name].error[0, UNITS] for name in ("image", "hidden")]) for _ in steps]
         draw(results, torch.stack(traces), options)
 

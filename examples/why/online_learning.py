@@ -1,12 +1,11 @@
 """One sample at a time, each seen once: how often is the next one guessed wrong? Also where the world changes.
 
-A network of two sigmoid layers of 32 units learns from a stream of images at batch size 1, as animals must (Song et al.,
-Nature Neuroscience 2024). Each image is guessed before it is learned from; the error is the share of wrong guesses over
-the stream. With drift, five of the ten classes change their labels among each other every so often. Learning rates are
-those of one grid with the least error on streams of another part of the training images, for each task and method.
+A network of two hidden layers of 32 units learns from a stream of images at batch size 1, as animals must (Song et
+al., Nature Neuroscience 2024). Each image is guessed before it is learned from; the error is the share of wrong guesses
+over the stream. With drift, five of the ten classes change their labels among each other every so often. Learning rates
+are those of one grid with the least error on streams of another part of the training images, for each task and method.
 
     python examples/why/online_learning.py --json online_learning.json --plot online_learning.png
-    python examples/why/online_learning.py --activation tanh
     python examples/why/online_learning.py --data mnist --root DATA
 """
 
@@ -19,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from comparing import Comparison, command_line, number, parsed, report, save, search, told_in_a_line
+from comparing import STYLES, Comparison, command_line, number, parsed, report, save, search
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -28,10 +27,14 @@ from pcsim import plots
 from pcsim.data import ImageData
 
 METHODS = {"predictive coding": pcsim.SettledUpdate(), "backprop": pcsim.Backprop()}
-TASKS = {"the same all the time": 0, "with drift": 150}
-"""After how many samples the labels change; 0 for never."""
-LRS = (0.05, 0.1, 0.2, 0.4, 0.8)
-ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+TASKS: dict[str, tuple[type[nn.Module], int]] = {
+    "sigmoid": (nn.Sigmoid, 0),
+    "sigmoid, drift": (nn.Sigmoid, 150),
+    "tanh": (nn.Tanh, 0),
+    "tanh, drift": (nn.Tanh, 150),
+}
+"""The activation, and after how many samples the labels change, 0 for never."""
+LRS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 RELAXATION = pcsim.Relaxation(10, 0.3)
 
 
@@ -45,15 +48,15 @@ def labels_over_time(labels: Tensor, every: int, generator: torch.Generator) -> 
     return torch.cat(found)
 
 
-def stream(method: str, every: int, data: ImageData, options: argparse.Namespace, lr: float, seed: int) -> list[float]:
+def stream(task: str, method: str, data: ImageData, samples: int, lr: float, seed: int) -> list[float]:
     """Whether each guess was wrong, 1 or 0, over one pass."""
     torch.manual_seed(seed)
-    net = pcsim.topologies.mlp([data.images.shape[1], 32, 32, 10], activation=ACTIVATIONS[options.activation])
+    net = pcsim.topologies.mlp([data.images.shape[1], 32, 32, 10], activation=TASKS[task][0])
     sim = pcsim.Simulator(net, RELAXATION, METHODS[method])
     optimizer = SGD(net.parameters(), lr=lr)
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(data), generator=generator)[: options.samples]
-    labels = labels_over_time(data.labels[order], every, generator)
+    order = torch.randperm(len(data), generator=generator)[:samples]
+    labels = labels_over_time(data.labels[order], TASKS[task][1], generator)
     targets, wrong = torch.eye(10)[labels], []
     for image, target in zip(data.images[order].split(1), targets.split(1), strict=True):
         try:
@@ -75,9 +78,9 @@ def load(options: argparse.Namespace) -> tuple[ImageData, ImageData]:
 
 def draw(wrongs: dict[tuple[str, str], list[list[float]]], options: argparse.Namespace) -> None:
     """Error over the last hundred guesses, the mean over the seeds, against samples."""
-    figure = plots.new_figure(8.5, 3.2)
+    figure = plots.new_figure(11, 3)
     for axes, task in zip(figure.subplots(1, len(TASKS), sharey=True), TASKS, strict=True):
-        for method, (colour, _, dashes) in zip(METHODS, plots.LINES[3:], strict=False):
+        for method, (colour, _, dashes) in zip(METHODS, STYLES, strict=False):
             means = torch.tensor(wrongs[task, method]).mean(0)
             smooth = means.unfold(0, min(100, len(means)), 1).mean(1)
             axes.plot(range(len(means) - len(smooth), len(means)), smooth, label=method, color=colour, linestyle=dashes)
@@ -91,23 +94,24 @@ def draw(wrongs: dict[tuple[str, str], list[list[float]]], options: argparse.Nam
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search, measure, tell, and draw."""
     parser = command_line(__doc__)
-    parser.add_argument("--samples", type=number(int, 1), default=500, help="of each stream")
-    parser.add_argument("--activation", choices=ACTIVATIONS, default="sigmoid")
+    parser.add_argument("--samples", type=number(int, 1), default=600, help="of each stream")
     parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder that holds MNIST")
     options = parsed(parser, arguments)
-    with told_in_a_line("online_learning.py"):
+    try:
         held_out, data = load(options)
+    except pcsim.errors.DataError as error:
+        raise SystemExit(f"online_learning.py: {error}") from error
 
     def error(task: str, method: str, lr: float, seed: int) -> float:
-        return statistics.mean(stream(method, TASKS[task], held_out, options, lr, seed))
+        return statistics.mean(stream(task, method, held_out, options.samples, lr, seed))
 
     lrs: dict[str, float] = {}
     wrongs: dict[tuple[str, str], list[list[float]]] = {}
-    for task, every in TASKS.items():
+    for task in TASKS:
         for method in METHODS:
-            lrs[f"{method}, {task}"] = lr = search(LRS, partial(error, task, method), less=True, seeds=2)
-            wrongs[task, method] = [stream(method, every, data, options, lr, seed) for seed in options.seeds]
+            lrs[f"{method}, {task}"] = lr = search(LRS, partial(error, task, method), less=True)
+            wrongs[task, method] = [stream(task, method, data, options.samples, lr, seed) for seed in options.seeds]
     errors = {key: [statistics.mean(run) for run in runs] for key, runs in wrongs.items()}
     report(
         [

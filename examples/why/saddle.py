@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from comparing import Comparison, command_line, number, parsed, report, save, search
+from comparing import STYLES, Comparison, command_line, number, parsed, report, save, search
 from torch import nn
 from torch.optim import SGD, Adam
 
@@ -72,17 +72,17 @@ def first_under(found: Sequence[float], share: float, most: int) -> float:
     return float(next((step for step, loss in enumerate(found) if loss < share), most))
 
 
-def draw(shown: dict[str, list[float]], options: argparse.Namespace) -> None:
-    """Loss against steps, for the first seed."""
-    figure = plots.new_figure(5.5, 3.4)
-    axes = figure.subplots()
-    colours = {"predictive coding": plots.LINES[3][0], "backprop": plots.LINES[1][0]}
-    dashes = iter(("-", "-", "--", "--", ":", ":", "-.", "-."))
-    for title, found in shown.items():
-        axes.plot(found, label=title, linestyle=next(dashes), color=colours[title.split(",")[0]])
-    axes.set(xlabel="step of learning", ylabel="loss over that at the start", xscale="symlog", ylim=(0, 1.1))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+def draw(shown: dict[str, list[list[float]]], options: argparse.Namespace) -> None:
+    """Loss against steps for the first seed, one panel for each setting."""
+    figure = plots.new_figure(11, 3)
+    for axes, (title, runs) in zip(figure.subplots(1, len(shown), sharey=True), shown.items(), strict=True):
+        for method, found, (colour, _, dashes) in zip(METHODS, runs, STYLES, strict=False):
+            axes.plot(found, label=method, color=colour, linestyle=dashes)
+        axes.set(xlabel="step of learning", xscale="symlog", ylim=(0, 1.1))
+        axes.set_title(title.replace(", ", "\n", 1), fontsize=9)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("loss over that of zero outputs")
+    figure.axes[0].legend(frameon=False, fontsize=8)
     save(figure, options.plot)
 
 
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(parser, arguments)
     rates: dict[str, float] = {}
     comparisons: list[Comparison] = []
-    shown: dict[str, list[float]] = {}
+    shown: dict[str, list[list[float]]] = {}
 
     def compare(optimizer: str, title: str, scale: float | None, lrs: dict[str, float]) -> None:
         most, settings = options.most, (optimizer, scale)
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for event, share in (("leaves", 0.9), ("has learned", 0.1)):
             ours, theirs = ([first_under(run, share, most) for run in runs[method]] for method in METHODS)
             comparisons.append(Comparison(f"{title}: {event} after", "backprop", ours, theirs, less=True))
-        shown.update({f"{method}, {title}": runs[method][0] for method in METHODS})
+        shown[title] = [runs[method][0] for method in METHODS]
 
     def best(method: str, optimizer: str, scale: float | None) -> float:
         def steps(lr: float, seed: int) -> float:

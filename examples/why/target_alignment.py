@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Sequence
 
 import torch
-from comparing import Comparison, command_line, number, parsed, report, save, search
+from comparing import STYLES, Comparison, command_line, number, parsed, report, save, search
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD
@@ -59,7 +59,7 @@ def draw(results: dict[tuple[str, int], list[float]], options: argparse.Namespac
     """Alignment against depth, with the spread over the seeds."""
     figure = plots.new_figure(5.5, 3.4)
     axes = figure.subplots()
-    for method, (colour, marker, dashes) in zip(METHODS, plots.LINES[3:], strict=False):
+    for method, (colour, marker, dashes) in zip(METHODS, STYLES, strict=False):
         own = [results[method, depth] for depth in options.depths]
         spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in own]
         axes.errorbar(options.depths, [statistics.mean(values) for values in own], spread, label=method, color=colour,

@@ -1,9 +1,9 @@
 """Two tasks one after the other with the same outputs, and few data: does the way of learning matter?
 
 A network of two sigmoid layers of 32 units learns, at batch size 32. Two tasks: first the digits 0 to 4, then 5 to 9,
-which share five outputs; the error is the mean over both tasks in the end, so that what is forgotten counts (Song et al.,
-Nature Neuroscience 2024). Few data: all ten digits from 60 or 300 images, shown again and again; the error is that in the
-end. Learning rates are those of one grid with the least error on a held-out part, for each setting and method.
+which share five outputs; the error is the mean over both tasks in the end, so that what is forgotten counts (Song et
+al., Nature Neuroscience 2024). Few data: all ten digits from 60 or 300 images, shown again and again; the error is that
+in the end. Learning rates are those of one grid with the least error on a held-out part, for each setting and method.
 
     python examples/why/tasks_and_few_data.py --json tasks_and_few_data.json --plot tasks_and_few_data.png
 """
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from comparing import Comparison, command_line, number, parsed, report, save, search
+from comparing import STYLES, Comparison, command_line, number, parsed, report, save, search
 from torch import nn
 from torch.optim import SGD
 
@@ -25,7 +25,7 @@ from pcsim import plots
 from pcsim.data import ImageData
 
 METHODS = {"predictive coding": pcsim.SettledUpdate(), "backprop": pcsim.Backprop()}
-LRS = (0.2, 0.5, 1.0, 2.0, 5.0)
+LRS = (0.1, 0.2, 0.5, 1.0, 2.0)
 BATCH, RELAXATION = 32, pcsim.Relaxation(10, 0.3)
 SETTINGS = ("two tasks", "60 images", "300 images")
 
@@ -59,9 +59,7 @@ def errors(
     return found
 
 
-def run(
-    setting: str, data: ImageData, test: ImageData, updates: int, method: str, lr: float, seed: int
-) -> list[float]:
+def run(setting: str, data: ImageData, test: ImageData, updates: int, method: str, lr: float, seed: int) -> list[float]:
     """The errors of one run of a setting; which few images it has is the seed's."""
     if setting == "two tasks":
         return errors(method, tasks(data), tasks(test), updates, lr, seed)
@@ -72,7 +70,7 @@ def draw(curves: dict[tuple[str, str], list[list[float]]], options: argparse.Nam
     """Test error against updates, the mean over the seeds."""
     figure = plots.new_figure(9, 3)
     for axes, setting in zip(figure.subplots(1, len(SETTINGS), sharey=True), SETTINGS, strict=True):
-        for method, (colour, _, dashes) in zip(METHODS, plots.LINES[3:], strict=False):
+        for method, (colour, _, dashes) in zip(METHODS, STYLES, strict=False):
             means = [statistics.mean(values) for values in zip(*curves[setting, method], strict=False)]
             updates = [10 * (place + 1) for place in range(len(means))]
             axes.plot(updates, means, label=method, color=colour, linestyle=dashes)
@@ -86,7 +84,7 @@ def draw(curves: dict[tuple[str, str], list[list[float]]], options: argparse.Nam
 def main(arguments: Sequence[str] | None = None) -> None:
     """Search, measure, tell, and draw."""
     parser = command_line(__doc__)
-    parser.add_argument("--updates", type=number(int, 1), default=150, help="of each task")
+    parser.add_argument("--updates", type=number(int, 1), default=250, help="of each task")
     options = parsed(parser, arguments)
     whole, test = pcsim.data.standardise(*pcsim.data.digits())
     held_out, part = whole.split(len(whole) // 5)
@@ -98,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     curves: dict[tuple[str, str], list[list[float]]] = {}
     for setting in SETTINGS:
         for method in METHODS:
-            lr = search(LRS, partial(last, setting, method), less=True)
+            lr = search(LRS, partial(last, setting, method), less=True, seeds=4)
             chosen[f"{method}, {setting}"] = lr
             curves[setting, method] = [
                 run(setting, part, test, options.updates, method, lr, seed) for seed in options.seeds
