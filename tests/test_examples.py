@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from conftest import load_script
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -312,6 +314,107 @@ def test_options_are_refused_before_any_work(
 def test_missing_data_is_said_in_a_line(script: str, options: str) -> None:
     with pytest.raises(SystemExit, match=f"{script}.py: .*nowhere"):
         example(script).main(options.split())
+
+
+WHY = EXAMPLES / "why"
+WHY_RESULTS = EXAMPLES.parent / "docs" / "results" / "why"
+WHY_TINY = {
+    "target_alignment": "--depths 2 3 --width 4",
+    "saddle": "--most 3",
+    "online_learning": "--samples 4",
+    "tasks_and_few_data": "--updates 2",
+    "missing_inputs": "--epochs 1",
+    "moving_input": "--epochs 1",
+}
+
+
+@pytest.mark.parametrize("name", WHY_TINY)
+def test_why_compares_tells_and_draws(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, plot, path = load_script(WHY / f"{name}.py"), tmp_path / "figure.png", tmp_path / "found.json"
+    for constant, few in {"STEPS": (1, 2), "GRID": ((0.02, 0.0),), "LRS": None}.items():
+        if hasattr(script, constant):
+            own = getattr(script, constant)
+            monkeypatch.setattr(
+                script, constant, few or ({k: v[:1] for k, v in own.items()} if name == "saddle" else own[:1])
+            )
+    script.main([*WHY_TINY[name].split(), "--seeds", "0", "1", "--json", str(path), "--plot", str(plot)])
+    lines = capsys.readouterr().out.splitlines()
+    for each in json.loads(path.read_text())["comparisons"]:
+        assert f"| {' | '.join(script.Comparison(**each).row())} |" in lines
+        assert len(each["ours"]) == len(each["theirs"]) == 2
+    assert any("comparisons over 2 seeds" in line for line in lines)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_comparison_is_a_paired_test_with_three_standard_errors() -> None:
+    comparison = load_script(WHY / "comparing.py").Comparison
+    ours, theirs = [0.1, 0.2, 0.3, 0.4], [0.2, 0.35, 0.4, 0.55]
+    found = comparison("setting", "backprop", ours, theirs, less=True)
+    mean, error = 0.125, 0.028867513 / 2
+    assert found.ahead == pytest.approx(mean / error)
+    assert found.p == pytest.approx(0.00320, abs=1e-4), "of Student's t at 8.66 with three degrees of freedom"
+    assert found.verdict == "ahead"
+    assert comparison("setting", "backprop", ours, theirs).verdict == "behind"
+    assert comparison("setting", "backprop", ours, ours[::-1]).verdict == "within the noise"
+    assert comparison("setting", "backprop", ours, ours).p == 1
+    assert comparison("setting", "backprop", [0.1], [0.2]).verdict == "within the noise", "one seed says nothing"
+
+
+@pytest.mark.parametrize("depth", [2, 5])
+def test_backprops_target_alignment_is_that_of_its_tangent_kernel(depth: int) -> None:
+    script = load_script(WHY / "target_alignment.py")
+    torch.manual_seed(3)
+    sim = script.simulator("backprop", depth, 6)
+    weights = [edge.module.weight.detach() for edge in sim.network.edges.values()]
+    x, target = torch.randn(2, 1, 6, dtype=torch.float64)
+    activities = [x]
+    for weight in weights:
+        activities.append(activities[-1] @ weight.T)
+    error, change, above = target - activities[-1], torch.zeros(1, 6, dtype=torch.float64), torch.eye(6).double()
+    for weight, activity in zip(reversed(weights), reversed(activities[:-1]), strict=True):
+        change += activity.square().sum() * error @ above @ above.T  # A Aᵀ ε |v|², to first order in the rate
+        above = above @ weight
+    expected = script.alignment(torch.zeros_like(change), change, error)
+    assert script.aligned("backprop", depth, 1e-7, 3, 6) == pytest.approx(expected, abs=1e-5)
+
+
+def test_last_layer_alone_has_a_target_alignment_of_one() -> None:
+    script = load_script(WHY / "target_alignment.py")
+    torch.manual_seed(0)
+    sim = script.simulator("backprop", 4, 8)
+    x, target = torch.randn(2, 1, 8, dtype=torch.float64)
+    before = sim.predict({"input": x})["output"]
+    sim.infer({"input": x, "output": target})
+    sim.learn(torch.optim.SGD(list(sim.network.parameters())[-1:], lr=1e-3))
+    assert script.alignment(before, sim.predict({"input": x})["output"], target) == pytest.approx(1)
+
+
+def test_labels_drift_by_permutations_of_five_classes() -> None:
+    script, labels = load_script(WHY / "online_learning.py"), torch.arange(10).repeat(4)
+    found = script.labels_over_time(labels, 10, torch.Generator().manual_seed(0)).view(4, 10)
+    assert (found[0] == labels[:10]).all()
+    assert all(set(part.tolist()) == set(range(10)) for part in found)
+    assert [int((after != before).sum()) for before, after in pairwise(found)] == [5, 5, 5]
+
+
+def test_a_digit_turned_by_nothing_stays_as_it_is() -> None:
+    script, images = load_script(WHY / "moving_input.py"), torch.rand(2, 64)
+    assert torch.allclose(script.turned(images, torch.zeros(2)), images, atol=1e-5)
+    quarter = script.turned(images, torch.full((2,), 90.0)).view(2, 8, 8)
+    assert torch.allclose(quarter, images.view(2, 8, 8).rot90(1, (1, 2)), atol=1e-4)
+
+
+def test_why_shows_the_results_of_the_runs() -> None:
+    comparing, page = load_script(WHY / "comparing.py"), (EXAMPLES.parent / "docs" / "why.md").read_text()
+    found = {path.stem: comparing.read(path) for path in WHY_RESULTS.glob("*.json")}
+    assert found.keys() == WHY_TINY.keys()
+    for name, comparisons in found.items():
+        assert comparing.table(comparisons) in page
+        assert f"python examples/why/{name}.py" in page
+        assert all(len(each.ours) == len(each.theirs) == 10 for each in comparisons)
+    assert all(len((WHY / f"{name}.py").read_text().splitlines()) <= 150 for name in WHY_TINY)
 
 
 MNIST = EXAMPLES.parent.parent / "shared" / "data" / "mnist"
