@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -377,7 +378,7 @@ def test_backprops_target_alignment_is_that_of_its_tangent_kernel(depth: int) ->
         change += activity.square().sum() * error @ above @ above.T  # A Aᵀ ε |v|², to first order in the rate
         above = above @ weight
     expected = script.alignment(torch.zeros_like(change), change, error)
-    assert script.aligned("backprop", depth, 1e-7, 3, 6) == pytest.approx(expected, abs=1e-5)
+    assert script.aligned("backprop", depth, 6, 1e-7, 3) == pytest.approx(expected, abs=1e-5)
 
 
 def test_last_layer_alone_has_a_target_alignment_of_one() -> None:
@@ -409,10 +410,10 @@ def test_a_digit_turned_by_nothing_stays_as_it_is() -> None:
 def test_why_shows_the_results_of_the_runs() -> None:
     comparing, page = load_script(WHY / "comparing.py"), (EXAMPLES.parent / "docs" / "why.md").read_text()
     found = {path.stem: comparing.read(path) for path in WHY_RESULTS.glob("*.json")}
-    assert found.keys() == WHY_TINY.keys()
+    assert found.keys() >= WHY_TINY.keys()
     for name, comparisons in found.items():
         assert comparing.table(comparisons) in page
-        assert f"python examples/why/{name}.py" in page
+        assert re.search(rf"^    python examples/why/\w+\.py .*--json {name}\.json", page, re.MULTILINE)
         assert all(len(each.ours) == len(each.theirs) == 10 for each in comparisons)
     assert all(len((WHY / f"{name}.py").read_text().splitlines()) <= 150 for name in WHY_TINY)
 

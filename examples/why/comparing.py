@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 
 sys.path.append(str(Path(__file__).parents[1]))
-from command_line import file, number
+from command_line import file
+from command_line import number as number  # for the scripts, too
 
 from pcsim import plots
 

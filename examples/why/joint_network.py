@@ -47,7 +47,7 @@ def train(method: str, lr: float, seed: int, data: ImageData, epochs: int) -> pc
     sim = pcsim.Simulator(network(method), LEARNING, rule)
     optimizer = AdamW(sim.network.parameters(), lr=lr)
     for _ in range(epochs * (GAP_EPOCHS if method == METHODS[2] else 1)):
-        for batch in torch.randperm(len(data), generator=generator).split(BATCH):
+        for batch in torch.split(torch.randperm(len(data), generator=generator), BATCH):
             images = data.images[batch]
             if method == METHODS[2]:
                 shares = 0.9 * torch.rand(len(batch), 1, generator=generator)

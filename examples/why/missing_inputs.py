@@ -55,13 +55,14 @@ def sampled(sim: pcsim.Simulator, images: Tensor, given: Tensor, samples: int) -
     """Mean and standard deviation of every pixel, both (N, 64), over samples of what is missing."""
     sampler = pcsim.Simulator(sim.network, SAMPLING)
     sampler.infer({"image": (images.repeat_interleave(samples, 0), given.repeat_interleave(samples, 0))})
-    values = sim.network["image"].value.unflatten(0, (-1, samples))
+    values = sim.network["image"].value.reshape(len(images), samples, -1)
     return values.mean(1), values.std(1)
 
 
 def draw(rows: dict[str, list[list[float]]], pictures: dict[str, Tensor], options: argparse.Namespace) -> None:
     """Accuracy against the share of missing pixels; images with half of their pixels, completed, with error bars."""
-    left, right = (figure := plots.new_figure(9, 3.4)).subfigures(1, 2)
+    figure = plots.new_figure(9, 3.4)
+    left, right = figure.subfigures(1, 2)  # type: ignore[misc]
     axes = left.subplots()
     for (title, own), (colour, marker, dashes) in zip(rows.items(), STYLES, strict=False):
         means, spreads = zip(*((statistics.mean(v), statistics.pstdev(v)) for v in zip(*own, strict=True)), strict=True)
@@ -100,9 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     by_share = {title: [list(values) for values in zip(*own, strict=True)] for title, own in rows.items()}
     ours = by_share.pop(METHODS[0])
     compared = [
-        Comparison(f"{share:.1%} missing", title, *each)
+        Comparison(f"{share:.1%} missing", title, ours[k], own[k])
         for title, own in by_share.items()
-        for share, *each in zip(SHARES, ours, own, strict=True)
+        for k, share in enumerate(SHARES)
     ]
     report(compared, lrs, options)
     torch.manual_seed(options.seeds[-1])

@@ -82,8 +82,15 @@ def draw(results: dict[str, list[list[float]]], traces: Tensor, options: argpars
     for (title, own), (colour, marker, dashes) in zip(results.items(), STYLES, strict=False):
         means, spreads = [statistics.mean(values) for values in own], [statistics.pstdev(values) for values in own]
         left.errorbar(STEPS, means, spreads, label=title, color=colour, marker=marker, linestyle=dashes, capsize=3)
-    left.set(xlabel="steps per frame", ylabel="test accuracy", xscale="log", xticks=STEPS, xticklabels=STEPS)
-    left.legend(frameon=False, fontsize=8)
+    left.set(
+        xlabel="steps per frame",
+        ylabel="test accuracy",
+        xscale="log",
+        xticks=STEPS,
+        xticklabels=STEPS,
+        ylim=(0.4, 0.95),
+    )
+    left.legend(frameon=False, fontsize=8, loc="lower right")
     left.grid(alpha=0.3)
     for place, trace in enumerate(traces.T):
         right.plot(trace / trace.abs().max() - 2.2 * place, color=STYLES[0][0], linewidth=0.9)
@@ -127,20 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for filling in ("mean", "last seen"):
         own = [filled(trained(METHODS[1], seed), frames(test, seed, middle, scale), filling) for seed in options.seeds]
         results[f"backprop, {filling} filled in"] = [[accuracy(guesses, test) for guesses in own]] * len(STEPS)
-    report(
-        [
-            Comparison(f"{steps} steps per frame", title, results["going on"][k], own[k])
-            for title, own in list(results.items())[1:]
-            for k, steps in enumerate(STEPS)
-        ],
-        chosen,
-        options,
-    )
+    ours, *others = results.items()
+    pairs = [(title, k, own[k]) for title, own in others for k in range(len(STEPS))]
+    report([Comparison(f"{STEPS[k]} steps", title, ours[1][k], own) for title, k, own in pairs], chosen, options)
     if options.plot is not None:
         seen = [frame for frame in frames(test.take(1), 0, middle, scale) for _ in range(FRAME)]
         net = trained(METHODS[0], options.seeds[0])
-        steps = follow(net, seen, pcsim.Relaxation(1, 0.1 / PRECISION, start="previous"))
-        traces = [torch.cat([net[name].error[0, UNITS] for name in ("image", "hidden")]) for _ in steps]
+        each = follow(net, seen, pcsim.Relaxation(1, 0.1 / PRECISION, start="previous"))
+        traces = [torch.cat([net[name].error[0, UNITS] for name in ("image", "hidden")]) for _ in each]
         draw(results, torch.stack(traces), options)
 
 

@@ -41,7 +41,7 @@ RELAXATION = pcsim.Relaxation(10, 0.3)
 def labels_over_time(labels: Tensor, every: int, generator: torch.Generator) -> Tensor:
     """Labels (N,) of which five classes, drawn anew, are permuted after every so many samples."""
     names, found = torch.arange(10), []
-    for part in labels.split(every or len(labels)):
+    for part in torch.split(labels, every or len(labels)):
         found.append(names[part])
         some = torch.randperm(10, generator=generator)[:5]
         names = names.index_copy(0, some, names[some.roll(1)])
@@ -57,8 +57,8 @@ def stream(task: str, method: str, data: ImageData, samples: int, lr: float, see
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data), generator=generator)[:samples]
     labels = labels_over_time(data.labels[order], TASKS[task][1], generator)
-    targets, wrong = torch.eye(10)[labels], []
-    for image, target in zip(data.images[order].split(1), targets.split(1), strict=True):
+    targets, wrong = torch.eye(10)[labels], list[float]()
+    for image, target in zip(data.images[order].unsqueeze(1), targets.unsqueeze(1), strict=True):
         try:
             sim.update({"input": image, "output": target}, optimizer)
         except pcsim.errors.DivergenceError:  # all that is to come counts as wrong
@@ -100,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(parser, arguments)
     try:
         held_out, data = load(options)
-    except pcsim.errors.DataError as error:
-        raise SystemExit(f"online_learning.py: {error}") from error
+    except pcsim.errors.DataError as problem:
+        raise SystemExit(f"online_learning.py: {problem}") from problem
 
     def error(task: str, method: str, lr: float, seed: int) -> float:
         return statistics.mean(stream(task, method, held_out, options.samples, lr, seed))

@@ -48,8 +48,9 @@ def losses(method: str, optimizer: str, scale: float | None, lr: float, seed: in
     torch.manual_seed(seed)
     net = pcsim.topologies.mlp(SIZES, activation=nn.Identity, bias=False)
     with torch.no_grad():
-        for weights in net.parameters() if scale is not None else ():
-            weights.normal_(std=scale)
+        for weights in net.parameters():
+            if scale is not None:
+                weights.normal_(std=scale)
     x = torch.randn(SAMPLES, SIZES[0])
     target = x @ torch.randn(SIZES[0], SIZES[-1]) / math.sqrt(SIZES[0])
     sim = pcsim.Simulator(net, RELAXATION, METHODS[method])

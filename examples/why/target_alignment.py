@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from comparing import STYLES, Comparison, command_line, number, parsed, report, save, search
@@ -44,7 +45,7 @@ def simulator(method: str, depth: int, width: int) -> pcsim.Simulator:
     return pcsim.Simulator(net)
 
 
-def aligned(method: str, depth: int, lr: float, seed: int, width: int) -> float:
+def aligned(method: str, depth: int, width: int, lr: float, seed: int) -> float:
     """The target alignment of one update."""
     torch.manual_seed(seed)
     sim = simulator(method, depth, width)
@@ -81,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for depth in options.depths:
         for method in METHODS:
             # One update of a deep chain differs so much from seed to seed that three would mislead.
-            lr = search(LRS, lambda lr, seed, of=(method, depth): aligned(*of, lr, seed, options.width), seeds=8)
+            lr = search(LRS, partial(aligned, method, depth, options.width), seeds=8)
             chosen[f"{method}, depth {depth}"] = lr
-            results[method, depth] = [aligned(method, depth, lr, seed, options.width) for seed in options.seeds]
+            results[method, depth] = [aligned(method, depth, options.width, lr, seed) for seed in options.seeds]
     report(
         [
             Comparison(f"depth {depth}", other, results["predictive coding", depth], results[other, depth])

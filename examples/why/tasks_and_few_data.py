@@ -102,11 +102,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 run(setting, part, test, options.updates, method, lr, seed) for seed in options.seeds
             ]
     ends = {key: [curve[-1] for curve in own] for key, own in curves.items()}
-    report(
-        [Comparison(each, "backprop", *(ends[each, method] for method in METHODS), less=True) for each in SETTINGS],
-        chosen,
-        options,
-    )
+    compared = []
+    for setting in SETTINGS:
+        ours, theirs = (ends[setting, method] for method in METHODS)
+        compared.append(Comparison(setting, "backprop", ours, theirs, less=True))
+    report(compared, chosen, options)
     if options.plot is not None:
         draw(curves, options)
 
