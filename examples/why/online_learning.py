@@ -34,7 +34,7 @@ TASKS: dict[str, tuple[type[nn.Module], int]] = {
     "tanh, drift": (nn.Tanh, 150),
 }
 """The activation, and after how many samples the labels change, 0 for never."""
-LRS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+LRS = (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 RELAXATION = pcsim.Relaxation(10, 0.3)
 
 
