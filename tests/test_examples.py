@@ -400,6 +400,11 @@ def test_labels_drift_by_permutations_of_five_classes() -> None:
     assert [int((after != before).sum()) for before, after in pairwise(found)] == [5, 5, 5]
 
 
+def test_a_stream_without_its_data_says_so_in_a_line() -> None:
+    with pytest.raises(SystemExit, match=r"online_learning.py: .*nowhere"):
+        load_script(WHY / "online_learning.py").main("--data mnist --root nowhere".split())
+
+
 def test_a_digit_turned_by_nothing_stays_as_it_is() -> None:
     script, images = load_script(WHY / "moving_input.py"), torch.rand(2, 64)
     assert torch.allclose(script.turned(images, torch.zeros(2)), images, atol=1e-5)
