@@ -402,7 +402,7 @@ def test_labels_drift_by_permutations_of_five_classes() -> None:
 
 def test_a_stream_without_its_data_says_so_in_a_line() -> None:
     with pytest.raises(SystemExit, match=r"online_learning.py: .*nowhere"):
-        load_script(WHY / "online_learning.py").main("--data mnist --root nowhere".split())
+        load_script(WHY / "online_learning.py").main(["--data", "mnist", "--root", "nowhere"])
 
 
 def test_a_digit_turned_by_nothing_stays_as_it_is() -> None:
