@@ -69,7 +69,7 @@ def test_implementations_agree_on_every_variant() -> None:
             assert batched == pytest.approx(by_hand, rel=1e-4), (name, variant.name)
 
 
-@pytest.mark.parametrize("variant", ["constant", "spiking-0", "incremental"])
+@pytest.mark.parametrize("variant", ["constant", "spiking-0", "incremental", "errors", "multipliers"])
 @pytest.mark.parametrize("steps", [2, 6, 9])
 def test_the_floor_has_as_many_products_as_the_plan(variant: str, steps: int) -> None:
     workloads, variants, simulated = module("workloads"), module("variants"), module("simulated")
@@ -80,13 +80,18 @@ def test_the_floor_has_as_many_products_as_the_plan(variant: str, steps: int) ->
 
     network, clamps = simulated.network_and_clamps(workloads.deep_chain(6, 3))
     precision = pcsim.Constant() if how.alpha is None else pcsim.Spiking(alpha=how.alpha)
-    simulator = pcsim.Simulator(network, pcsim.Relaxation(steps, 0.1, precision=precision), simulated.RULES[how.rule]())
+    relaxation = pcsim.Relaxation(steps, 0.1, precision=precision)
+    if how.relaxed == "multipliers":
+        relaxation = attrs.evolve(relaxation, multipliers=0.1)
+    elif how.relaxed == "errors":
+        relaxation = pcsim.ErrorRelaxation(steps, 0.1)
+    simulator = pcsim.Simulator(network, relaxation, simulated.RULES[how.rule]())
     simulator.infer(clamps)
     task = attrs.evolve(simulator._state.task, learns_each_step=how.rule == "incremental")
     plan = pcsim.engine.planning.plan.Plan(task)
     phases = [plan.phases[position] for position in plan.sequence]
     phases += [] if how.rule == "incremental" else [plan.learning()]
-    planned = Counter(forward=len(network.edges))
+    planned = Counter(forward=len(network.edges) + (int(plan.closing()[0].sum()) if task.closes else 0))
     for phase in phases:
         planned.update(forward=int(phase.refresh.sum()), message=int(phase.message.sum()))
         planned.update(weight=int(phase.learn[plan.wiring.target].sum()))
