@@ -2,8 +2,8 @@
 
 Each method gets the same small search, over learning rates and rates of the latents, on a held-out part of the training
 set; the best pair trains with every seed, and the test set is looked at once per seed. Time is that of a training step
-over backprop's, the two taken in turn; memory what a step adds to a process of its own; the cosine the least over all
-edges, of an untrained network's update with backprop's; products those of a step, counted by PyTorch.
+over backprop's, the two taken in turn; memory what all tensors hold after a step; the cosine the least over all edges,
+of an untrained network's update with backprop's; products those of a step, counted by PyTorch.
 
     python examples/compare_methods.py --json methods.json --plot methods.png
     python examples/compare_methods.py --graphs residual4 --methods backprop "spiking + FU" arrival ePC
@@ -14,12 +14,12 @@ edges, of an untrained network's update with backprop's; products those of a ste
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
 import math
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,12 +56,14 @@ class Method:
         rule: how the weights learn.
         nudging: of the target.
         delayed: auxiliary neurons go on skip paths, since errors have to arrive together.
+        slower: factor on the rates of the latents that are searched among.
     """
 
     relaxation: Callable[[int, float], pcsim.Relaxation] | None
     rule: pcsim.LearningRule = attrs.field(factory=pcsim.SettledUpdate)
     nudging: pcsim.Nudge | None = None
     delayed: bool = False
+    slower: float = 1.0
 
 
 def _plain(depth: int, rate: float) -> pcsim.Relaxation:
@@ -88,7 +90,8 @@ METHODS: dict[str, Method] = {
     ),
     "arrival": Method(_arriving, pcsim.ArrivalUpdate(), delayed=True),
     "held": Method(lambda depth, rate: pcsim.Relaxation(depth, rate, hold_predictions=True)),
-    "ePC": Method(lambda depth, rate: pcsim.ErrorRelaxation(ERROR_STEPS, rate)),
+    # The errors of all layers move the output at once, so that the energy curves the more the deeper the network.
+    "ePC": Method(lambda depth, rate: pcsim.ErrorRelaxation(ERROR_STEPS, rate), slower=0.1),
     "PC-ALM": Method(lambda depth, rate: pcsim.Relaxation(2 * depth, rate, multipliers=rate)),
     "soft nudging": Method(_plain, nudging=pcsim.SoftNudging(0.1, centred=True)),
     "hard nudging": Method(_plain, nudging=pcsim.Nudging(0.1, centred=True)),
@@ -205,7 +208,8 @@ def fit(setting: Setting, seed: int, epochs: int, parts: Sequence[ImageData], op
 
 def searched(setting: Setting, parts: Sequence[ImageData], options: argparse.Namespace) -> Setting:
     """The setting with the rates that do best on the held-out part, the first of equals."""
-    rates = options.rates if METHODS[setting.method].relaxation is not None else options.rates[:1]
+    method = METHODS[setting.method]
+    rates = [method.slower * rate for rate in options.rates[: None if method.relaxation is not None else 1]]
     grid = [attrs.evolve(setting, rate=rate, lr=lr) for rate, lr in itertools.product(rates, options.lrs)]
     return max(grid, key=lambda each: fit(each, 0, options.search_epochs, parts[:2], options))
 
@@ -261,25 +265,20 @@ def timed(settings: Sequence[Setting], images: ImageData, options: argparse.Name
     return [(statistics.median(own), count / counts[0]) for own, count in zip(seconds, counts, strict=True)]
 
 
-def memory(setting: Setting, options: argparse.Namespace) -> float | None:
-    """Megabytes that three steps add to a process of its own; None where the system does not say."""
-    command = [sys.executable, "-W", "ignore", __file__, "--hold", json.dumps(attrs.asdict(setting))]
-    command += ["--width", str(options.width), "--batch", str(options.batch), "--root", str(options.root)]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    return float(said.stdout) if said.returncode == 0 and said.stdout.strip() else None
-
-
-def hold(setting: Setting, options: argparse.Namespace) -> None:
-    """Print by how much three steps raise the peak of this process."""
-    import resource
-
-    images = load(setting.graph, options)[0]
+def memory(setting: Setting, images: ImageData, options: argparse.Namespace) -> float:
+    """Megabytes that tensors hold after three steps: weights, moments, gradients, and all that the method keeps."""
+    before = held()
     step = stepper(setting, images, options)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
         step()
-    unit = 1 if sys.platform == "darwin" else 1024
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / 1e6)
+    return (held() - before) / 1e6
+
+
+def held() -> int:
+    """Bytes of all tensors that are alive."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}.values())
 
 
 def imbalance(setting: Setting, images: ImageData, options: argparse.Namespace) -> list[float]:
@@ -315,7 +314,7 @@ def compared(graph: str, options: argparse.Namespace, progress: tqdm[Any]) -> It
             "accuracies": accuracies,
             "time": seconds / measured[0][0],
             "products": products,
-            "memory": memory(setting, options) if options.memory else None,
+            "memory": memory(setting, parts[0], options),
             "cosine": cosine(setting, parts[0], options),
             "imbalance": imbalance(setting, parts[0], options) if relaxed else None,
         }
@@ -331,7 +330,7 @@ def accuracy(values: Sequence[float]) -> str:
 def show(graph: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """The table of one graph, and the imbalance by level."""
     print(f"\n{graph}\n")
-    head = ["method", "test accuracy", "rate", "lr", "T", "time", "products", "MB", "least cosine"]
+    head = ["method", "test accuracy", "rate", "lr", "T", "time", "products", "tensors, MB", "least cosine"]
     lines = [
         [
             row["title"],
@@ -341,7 +340,7 @@ def show(graph: str, rows: Sequence[Mapping[str, Any]]) -> None:
             "" if row["steps"] is None else str(row["steps"]),
             f"{row['time']:.2f}",
             f"{row['products']:.2f}",
-            "" if row["memory"] is None else f"{row['memory']:.1f}",
+            f"{row['memory']:.2f}",
             f"{row['cosine']:.4f}",
         ]
         for row in rows
@@ -417,12 +416,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", type=number(int, 1), default=64)
     add("--train-size", type=number(int, 1), help="training images; four fifths of all by default")
     add("--root", type=Path, default=Path("data"), help="folder that holds CIFAR-10")
-    add("--memory", action=on_off, default=True, help="measure memory, each in a process of its own")
     add("--progress", action=on_off, default=sys.stderr.isatty())
     add("--threads", type=number(int, 1), help="of torch, on a CPU")
     add("--json", type=file, metavar="PATH", help="write one object per row")
     add("--plot", type=file, metavar="PATH", help="draw accuracy against size and time, as PNG or SVG say")
-    add("--hold", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if "mupc" in options.parametrisations:
         for graph in options.graphs:
@@ -436,9 +433,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    if options.hold is not None:
-        hold(Setting(**json.loads(options.hold)), options)
-        return
     rows: list[dict[str, Any]] = []
     count = 2 * len(options.graphs) * len(options.methods) * len(options.parametrisations)
     with tqdm(total=count, disable=not options.progress, unit="part") as progress:

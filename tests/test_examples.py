@@ -240,7 +240,7 @@ def test_hundred_layers_at_a_few(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_compare_methods_sets_all_of_them_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, plot = tmp_path / "rows.json", tmp_path / "methods.png"
     small = "--graphs mlp3 residual1 --width 0.2 --train-size 150 --epochs 1 --search-epochs 1 --seeds 0 --lrs 3e-3"
-    rest = f"--rates 0.4 --parametrisations standard mupc --no-memory --no-progress --json {path} --plot {plot}"
+    rest = f"--rates 0.4 --parametrisations standard mupc --no-progress --json {path} --plot {plot}"
     compare = example("compare_methods")
     compare.main([*small.split(), *rest.split()])
     rows = json.loads(path.read_text())
@@ -251,6 +251,7 @@ def test_compare_methods_sets_all_of_them_side_by_side(tmp_path: Path, capsys: p
         for suffix in ("", ", muPC"):
             assert cosines[graph, "backprop" + suffix] == pytest.approx(1)
             assert cosines[graph, "arrival" + suffix] > 0.9999
+    assert all(row["memory"] > 0 for row in rows)
     products = {row["title"]: row["products"] for row in rows if row["graph"] == "mlp3"}
     assert products["backprop"] == products["spiking + FU"] == products["arrival"] == 1
     assert products["iPC"] > products["PC"] > 1.2
@@ -258,13 +259,15 @@ def test_compare_methods_sets_all_of_them_side_by_side(tmp_path: Path, capsys: p
     assert shown.count("| arrival |") == shown.count("| PC |") == 4
 
 
-def test_compare_methods_measures_memory_in_a_process_of_its_own(tmp_path: Path) -> None:
-    path = tmp_path / "rows.json"
-    small = (
-        "--graphs mlp2 --methods arrival --width 0.2 --train-size 64 --epochs 1 --search-epochs 1 --seeds 0 --lrs 1e-3"
-    )
-    example("compare_methods").main([*small.split(), "--rates", "0.5", "--no-progress", "--json", str(path)])
-    assert json.loads(path.read_text())[0]["memory"] >= 0
+def test_the_compared_methods_in_the_documents_are_those_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    rows = json.loads((docs / "results" / "methods" / "methods.json").read_text())
+    page = (docs / "results.md").read_text()
+    for graph in ("mlp5", "mlp10", "mlp20"):
+        example("compare_methods").show(graph, [row for row in rows if row["graph"] == graph])
+        table = [line for line in capsys.readouterr().out.splitlines() if " ±" in line]
+        assert len(table) == 11
+        assert all(line in page for line in table)
 
 
 def test_rate_transfer_tells_the_best_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

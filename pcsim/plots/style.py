@@ -19,6 +19,11 @@ LINES = (
     ("#56B4E9", "v", "--"),
     ("#009E73", "P", "-."),
     ("#CC79A7", "X", ":"),
+    ("#332288", "*", "--"),
+    ("#882255", "p", "-."),
+    ("#117733", "<", "-"),
+    ("#8C510A", ">", ":"),
+    ("#777777", "h", "--"),
 )
 # Fill and outline: tints and shades of Okabe and Ito's colours. The outline stays where energy gives the fill.
 KIND_COLOURS = {
