@@ -30,6 +30,7 @@ class BatchRecord:
         batch: number of the batch in the epoch, from 0.
         trace: of its relaxation.
         metrics: 0-d tensors by name, those of the relaxed state only where measured; reading one waits for the device.
+            Of several processes, those of this one's share.
     """
 
     epoch: int
@@ -241,11 +242,12 @@ class TensorBoard(Callback):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Open an event file."""
-        self._writer = self._open(os.fspath(self.log_dir))
+        if trainer.is_first_process:
+            self._writer = self._open(os.fspath(self.log_dir))
 
     def on_batch_end(self, trainer: Trainer, record: BatchRecord) -> None:
         """Write energies and errors by level, if it is time."""
-        if record.batch % self.every == 0:
+        if self._writer is not None and record.batch % self.every == 0:
             nodes, levels = trainer.simulator.network.nodes, record.trace.levels
             for level in sorted({levels[name] for name in record.trace.nodes if name in levels}):
                 members = [nodes[name] for name in record.trace.nodes if levels.get(name) == level]
@@ -257,6 +259,8 @@ class TensorBoard(Callback):
 
     def on_epoch_end(self, trainer: Trainer, record: EpochRecord) -> None:
         """Write the metrics and the learning rate."""
+        if self._writer is None:
+            return
         for part, metrics in (("train", record.train), ("validation", record.validation)):
             for metric, number in metrics.items():
                 self._writer.add_scalar(f"{part}/{metric}", number, record.epoch)

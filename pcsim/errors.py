@@ -41,6 +41,10 @@ class ConvergenceError(PCError):
     """No equilibrium was found to the tolerance that was asked for."""
 
 
+class ProcessError(PCError):
+    """Another process of those that train together has failed, or is gone."""
+
+
 class DataError(PCError):
     """A data set is missing, damaged or not what it claims to be."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import attrs
@@ -111,6 +111,10 @@ def measure_all(metrics: Sequence[Metric], outcome: Outcome) -> dict[str, Tensor
     return measured
 
 
+Totals = Mapping[str, tuple[float, int]]
+"""Sum over samples, and how many they were, by name."""
+
+
 class RunningMeans:
     """Means over the samples of many batches, by name; they stay on the device until they are read."""
 
@@ -126,8 +130,18 @@ class RunningMeans:
             self._sums[name] = self._sums.get(name, 0) + samples * mean
             self._samples[name] = self._samples.get(name, 0) + samples
 
-    def read(self) -> dict[str, float]:
-        """The means so far; waits for the device. SettingError if nothing was counted in yet."""
+    def read(self, gather: Callable[[Totals], list[Totals]] | None = None) -> dict[str, float]:
+        """The means so far; waits for the device. SettingError if nothing was counted in yet.
+
+        Args:
+            gather: the sums of all processes that share the batches, given those of this one.
+        """
         if not self._batches:
             raise SettingError("no batches given, expected at least one; a generator, for one, gives its batches once")
-        return {name: total.item() / self._samples[name] for name, total in self._sums.items()}
+        own = {name: (total.item(), self._samples[name]) for name, total in self._sums.items()}
+        if gather is None:
+            return {name: total / samples for name, (total, samples) in own.items() if samples}
+        parts = gather(own)
+        names = dict.fromkeys(name for part in parts for name in part)
+        sums = {name: [part[name] for part in parts if name in part] for name in names}
+        return {name: sum(total for total, _ in some) / sum(n for _, n in some) for name, some in sums.items()}

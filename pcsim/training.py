@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import length_hint
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from pcsim import io
 from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
 from pcsim.clamps import Clamps, Given
+from pcsim.distributed import Processes, Shares
 from pcsim.errors import DivergenceError, FileError, SettingError
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
@@ -31,10 +33,15 @@ from pcsim.simulator import Simulator
 from pcsim.targets import target_values
 from pcsim.trace import Trace
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 SECONDS_BETWEEN_DISPLAYS = 0.2
 EPOCHS_APART = 1_000_003
 """Seeds of the epochs of two runs with neighbouring seeds are so far apart."""
 CHECKPOINT = "training"
+Share = tuple[dict[str, Given], int]
+"""Clamps of a batch, or of a share of it, and how many samples it counts for."""
 
 
 class Trainer:
@@ -46,6 +53,11 @@ class Trainer:
     as far as the device's kernels are, and so is one that goes on from a checkpoint: at the start of every epoch,
     torch's generator and those of the loaders are seeded by the seed and the number of the epoch. What they held is not
     put back, nor are latents: with ``Relaxation(start="previous")`` a run that goes on starts afresh.
+
+    Where torch.distributed is initialised, all processes train together, as one would with the whole batches: each
+    calls the same methods and takes its share of every batch, gradients are averaged over the samples at every step of
+    the optimizer, metrics are of all samples, and the first process shows progress and writes checkpoints. An error in
+    one process ends the call in all of them.
 
     Args:
         simulator: infers and learns on each batch.
@@ -62,7 +74,9 @@ class Trainer:
             every so-many-th after it; 1 for every batch.
         callbacks: called in this order.
         progress: show a bar for each epoch.
-        seed: at least 0; None leaves the random state as it is.
+        seed: at least 0; None leaves the random state as it is; several processes draw one for every epoch then.
+        process_group: the processes that train together; the default group where torch.distributed is initialised. In
+            a group of one, a process trains by itself.
 
     Raises:
         SettingError: an argument does not fit.
@@ -84,6 +98,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
         seed: int | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         self.simulator = simulator
         self.optimizer = optimizer
@@ -98,8 +113,12 @@ class Trainer:
         self.callbacks = tuple(callbacks)
         self.progress = progress
         self.seed = seed
+        self.process_group = process_group
         self.history = History()
-        self._stopped = False
+        self._stopped = self._averaging = False
+        self._samples = 0
+        """How many samples the batch at hand counts for."""
+        self._known_processes: tuple[object, Processes] | None = None
         for name, fits, expected in self._expectations():
             if not fits:
                 given = getattr(self, name)
@@ -120,6 +139,31 @@ class Trainer:
             SettingError, ClampError: an argument or a batch does not fit.
             DivergenceError: a latent is no longer finite; the weights are as the last good batch left them.
         """
+        with self._together() as processes:
+            self._check_fit(train, epochs, validation)
+            shares, validated = processes.divide(train), None if validation is None else processes.divide(validation)
+            self._begin_alike()
+            self._stopped = False
+            first = len(self.history.records) + 1
+            try:
+                for callback in self.callbacks:
+                    callback.on_fit_start(self)
+                for epoch in range(first, first + epochs):
+                    self._stopped, _ = processes.agree(stop=self._stopped)
+                    if self._stopped:
+                        break
+                    self._seed(epoch, train, validation)
+                    record = self._epoch(epoch, first + epochs - 1, shares, validated)
+                    self.history.records.append(record)
+                    self._schedule("epoch", record.validation or record.train)
+                    for callback in self.callbacks:
+                        callback.on_epoch_end(self, record)
+            finally:
+                for callback in self.callbacks:
+                    callback.on_fit_end(self, self.history)
+            return self.history
+
+    def _check_fit(self, train: Iterable[Any], epochs: int, validation: Iterable[Any] | None) -> None:
         if not _whole(epochs, 1):
             raise SettingError(f"Trainer.fit: epochs={epochs!r} given, expected a whole number of at least 1")
         _check_loader("train", train, repeated=epochs > 1)
@@ -131,44 +175,38 @@ class Trainer:
                     f"Trainer.fit: no validation given, but {type(callback).__name__} reads {callback.watches!r} "
                     "of it; give validation="
                 )
-        self._stopped = False
-        first = len(self.history.records) + 1
-        try:
-            for callback in self.callbacks:
-                callback.on_fit_start(self)
-            for epoch in range(first, first + epochs):
-                if self._stopped:
-                    break
-                self._seed(epoch, train, validation)
-                record = self._epoch(epoch, first + epochs - 1, train, validation)
-                self.history.records.append(record)
-                self._schedule("epoch", record.validation or record.train)
-                for callback in self.callbacks:
-                    callback.on_epoch_end(self, record)
-        finally:
-            for callback in self.callbacks:
-                callback.on_fit_end(self, self.history)
-        return self.history
+        stops = self.simulator.relaxation.tolerance is not None
+        if stops and self.simulator.rule.every_step and not self._processes.alone:
+            raise SettingError(
+                f"Trainer.fit: Relaxation(tolerance={self.simulator.relaxation.tolerance}) given, with which each of "
+                f"{self._processes.size} processes may take another number of steps, and "
+                f"{type(self.simulator.rule).__name__}, which averages gradients at every one; leave out the tolerance"
+            )
 
     def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:
         """Metrics averaged over the samples, all modules in evaluation mode.
 
         Weights, running statistics and the random state stay; nodes and edges show the last batch that was relaxed.
+        Several processes each evaluate a share, and all return the same.
 
         Raises:
             PCError: there is no batch, or as :meth:`Simulator.predict` and :meth:`Simulator.infer`.
         """
-        _check_loader("evaluation", batches, repeated=False)
+        with self._together() as processes:
+            _check_loader("evaluation", batches, repeated=False)
+            processes.average_buffers(self.simulator.network)
+            return self._evaluate(processes.divide(batches))
+
+    def _evaluate(self, shares: Shares) -> dict[str, float]:
         simulator, means = self.simulator, RunningMeans()
         relaxing = any(metric.relaxed for metric in self.metrics)
-        with _evaluating(simulator.network):
-            for index, batch in enumerate(batches):
-                clamps = self._clamp(batch)
+        with self._processes.draws_put_back(), _evaluating(simulator.network):
+            for index, (clamps, samples) in enumerate(shares.clamps(0, self._clamp)):
                 trace = simulator.infer(clamps) if relaxing and index % self.relaxed_every == 0 else None
                 given = {name: clamp for name, clamp in clamps.items() if name != self.target}
                 output = simulator.predict(given)[self.target] if given and self.target is not None else None
-                self._measure(means, clamps, output, trace)
-        return means.read()
+                self._measure(means, clamps, samples, output, trace)
+        return means.read(self._processes.gather)
 
     def stop(self) -> None:
         """End the training after the present batch; its epoch is still validated and recorded."""
@@ -180,34 +218,86 @@ class Trainer:
         That is the network's parameters and buffers, the optimizer, the scheduler, the history, and what callbacks
         keep. Random states are not: with a seed, every epoch has its own.
 
+        Of several processes the first writes it.
+
         Raises:
             FileError: the file cannot be written, or something of the optimizer's or the scheduler's kept in it.
         """
-        io.save(path, CHECKPOINT, {"kinds": self._kinds(), **self._state()})
+        if self.is_first_process:
+            io.save(path, CHECKPOINT, {"kinds": self._kinds(), **self._state()})
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Go back to where a checkpoint was written; ``fit`` goes on from there.
+        """Go back to where a checkpoint was written; ``fit`` goes on from there, with any number of processes.
+
+        Of several processes, which all have to call this, the first reads the file.
 
         Raises:
             FileError: the file is damaged or foreign, or was written for another network, or with another kind of
                 optimizer, scheduler, learning rule or callbacks; nothing has changed then, whatever it is that fails.
         """
-        tree = io.load(path, CHECKPOINT)
-        io.check_state(path, "the network's", self.simulator.network.state_dict(), tree["network"])
-        own = self._kinds()
-        for part, there in tree.get("kinds", own).items():
-            here = own[part]
-            if there != here:
-                raise FileError(
-                    f"{path}: was written with the {part} {there}, and here it is {here}; make the trainer as it was "
-                    "made then"
+        with self._together() as processes:
+            tree = processes.from_first(lambda: io.load(path, CHECKPOINT))
+            io.check_state(path, "the network's", self.simulator.network.state_dict(), tree["network"])
+            own = self._kinds()
+            for part, there in tree.get("kinds", own).items():
+                here = own[part]
+                if there != here:
+                    raise FileError(
+                        f"{path}: was written with the {part} {there}, and here it is {here}; make the trainer as it "
+                        "was made then"
+                    )
+            before = copy.deepcopy(self._state())
+            try:
+                self._take_over(tree)
+            except BaseException:
+                self._take_over(before)
+                raise
+
+    @property
+    def is_first_process(self) -> bool:
+        """Whether this process shows and writes: the only one, or the first of those that train together."""
+        return self._processes.first
+
+    @property
+    def _processes(self) -> Processes:
+        """Made anew where torch.distributed has been initialised since, or ended."""
+        key = (self.process_group, dist.group.WORLD if dist.is_available() else None)
+        if self._known_processes is None or self._known_processes[0] != key:
+            self._known_processes = key, Processes(self.process_group)
+        return self._known_processes[1]
+
+    @contextmanager
+    def _together(self) -> Iterator[Processes]:
+        """What all processes do; inside, every step of the optimizer averages the gradients first."""
+        processes = self._processes
+        with processes.together():
+            if processes.alone or self._averaging:
+                yield processes
+                return
+            hook = self.optimizer.register_step_pre_hook(
+                lambda *_: processes.average_gradients(self.simulator.network.parameters(), self._samples)
+            )
+            self._averaging = True
+            try:
+                yield processes
+            finally:
+                self._averaging = False
+                hook.remove()
+
+    def _begin_alike(self) -> None:
+        """Let all processes have what the first has: parameters, buffers, optimizer, scheduler, callbacks, history."""
+        if self._processes.alone:
+            return
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.simulator.network.state_dict().items()}
+        own = {**self._kinds(), "shapes of parameters and buffers": shapes}
+        kinds, state = self._processes.from_first(lambda: (own, self._state()))
+        for part, there in kinds.items():
+            if own[part] != there:
+                raise SettingError(
+                    f"the first process has the {part} {there}, and this one {own[part]}; make the trainer alike in all"
                 )
-        before = copy.deepcopy(self._state())
-        try:
-            self._take_over(tree)
-        except BaseException:
-            self._take_over(before)
-            raise
+        if not self.is_first_process:
+            self._take_over(state)
 
     def _kinds(self) -> dict[str, Any]:
         """What has to be the same where training goes on."""
@@ -242,62 +332,95 @@ class Trainer:
         """Present learning rate of the optimizer's first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _epoch(self, epoch: int, last: int, train: Iterable[Any], validation: Iterable[Any] | None) -> EpochRecord:
+    def _epoch(self, epoch: int, last: int, train: Shares, validation: Shares | None) -> EpochRecord:
         means, displayed, started = RunningMeans(), 0.0, time.perf_counter()
-        total = length_hint(train) or None
-        with tqdm(desc=f"epoch {epoch}/{last}", total=total, disable=not self.progress, unit="batch") as bar:
-            for index, batch in enumerate(train):
-                rate, clamps = self.learning_rate, self._clamp(batch)
-                try:
-                    trace = self.simulator.update(clamps, self.optimizer)
-                except DivergenceError as error:
-                    raise DivergenceError(f"epoch {epoch}, batch {index}: {error}; it changed no weights") from error
+        silent = not (self.progress and self.is_first_process)
+        with tqdm(desc=f"epoch {epoch}/{last}", total=length_hint(train) or None, disable=silent, unit="batch") as bar:
+            for index, (clamps, samples) in enumerate(self._until_stopped(train.clamps(epoch, self._clamp))):
+                rate, trace = self.learning_rate, self._update(clamps, samples, f"epoch {epoch}, batch {index}")
                 output = None if self.target is None else self.simulator.network[self.target].forward_prediction
-                measured = self._measure(means, clamps, output, trace if index % self.relaxed_every == 0 else None)
-                self._schedule("batch", measured)
+                shown = trace if index % self.relaxed_every == 0 else None
+                measured = self._measure(means, clamps, samples, output, shown)
+                self._schedule("batch", measured, samples)
                 for callback in self.callbacks:
                     callback.on_batch_end(self, BatchRecord(epoch, index, trace, measured))
-                if self.progress and time.perf_counter() - displayed > SECONDS_BETWEEN_DISPLAYS:
+                if not silent and time.perf_counter() - displayed > SECONDS_BETWEEN_DISPLAYS:
                     bar.set_postfix(means.read(), refresh=False)
                     displayed = time.perf_counter()
                 bar.update()
-                if self._stopped:
-                    break
-            metrics, seconds = means.read(), time.perf_counter() - started
-            validated = {} if validation is None else self.evaluate(validation)
+            metrics, seconds = means.read(self._processes.gather), time.perf_counter() - started
+            self._processes.average_buffers(self.simulator.network)
+            validated = {} if validation is None else self._evaluate(validation)
             bar.set_postfix({**metrics, **{f"validation_{name}": number for name, number in validated.items()}})
         return EpochRecord(epoch, rate, metrics, validated, seconds)
 
+    def _until_stopped(self, shares: Iterator[Share]) -> Iterator[Share]:
+        """Batches until there is none, or somebody has called :meth:`stop`."""
+        while not (self._processes.alone and self._stopped):
+            share = next(shares, None)
+            self._stopped, more = self._processes.agree(stop=self._stopped, more=share is not None)
+            if share is None or self._stopped or not more:
+                return
+            yield share
+
+    def _update(self, clamps: dict[str, Given], samples: int, place: str) -> Trace:
+        network, self._samples = self.simulator.network, samples
+        # A batch that another process cannot finish has already been counted into this one's running statistics.
+        before = [] if self._processes.alone else [buffer.clone() for buffer in network.buffers()]
+        try:
+            return self.simulator.update(clamps, self.optimizer)
+        except BaseException as error:
+            with torch.no_grad():
+                for buffer, old in zip(network.buffers(), before, strict=bool(before)):
+                    buffer.copy_(old)
+            if isinstance(error, DivergenceError) and not self._processes.over:
+                raise DivergenceError(f"{place}: {error}; it changed no weights") from error
+            raise
+
     def _measure(
-        self, means: RunningMeans, clamps: Mapping[str, Given], output: Tensor | None, trace: Trace | None
+        self,
+        means: RunningMeans,
+        clamps: Mapping[str, Given],
+        samples: int,
+        output: Tensor | None,
+        trace: Trace | None,
     ) -> dict[str, Tensor]:
         given = None if self.target is None else clamps.get(self.target)
         target = given[0] if isinstance(given, tuple) else given
         measured = measure_all(self.metrics, Outcome(self.simulator.network, target, output, trace))
-        some = next(iter(clamps.values()))
-        means.add(measured, len(some[0] if isinstance(some, tuple) else some))
+        means.add(measured, samples)
         return measured
 
-    def _schedule(self, moment: Literal["epoch", "batch"], metrics: Mapping[str, float | Tensor]) -> None:
+    def _schedule(
+        self, moment: Literal["epoch", "batch"], metrics: Mapping[str, float | Tensor], samples: int = 0
+    ) -> None:
         if self.scheduler is None or moment != self.schedule_per:
             return
         if self.monitor is None:
             self.scheduler.step()
         elif self.monitor in metrics:
+            if moment == "batch" and not self._processes.alone:
+                means = RunningMeans()
+                means.add({self.monitor: torch.as_tensor(metrics[self.monitor])}, samples)
+                metrics = means.read(self._processes.gather)
             self.scheduler.step(metrics[self.monitor])  # type: ignore[arg-type]
         else:
             known = ", ".join(map(repr, metrics)) or "nothing"
             raise SettingError(f"Trainer.monitor: {self.monitor!r} given, but {known} was measured; choose of those")
 
     def _seed(self, epoch: int, *loaders: Iterable[Any] | None) -> None:
-        if self.seed is not None:
+        if self.seed is None and self._processes.alone:
+            return
+        if self.seed is None:
+            seed = self._processes.from_first(lambda: int(torch.randint(2**62, ()).item()))
+        else:
             seed = (self.seed * EPOCHS_APART + epoch) % 2**63
-            torch.manual_seed(seed)
-            for part in loaders:
-                while part is not None:  # a loader, its sampler, and what that samples from
-                    if isinstance(generator := getattr(part, "generator", None), torch.Generator):
-                        generator.manual_seed(seed)
-                    part = getattr(part, "sampler", None)
+        self._processes.seed(seed)
+        for part in loaders:
+            while part is not None:  # a loader, its sampler, and what that samples from
+                if isinstance(generator := getattr(part, "generator", None), torch.Generator):
+                    generator.manual_seed(seed)
+                part = getattr(part, "sampler", None)
 
     def _clamp(self, batch: Any) -> dict[str, Given]:
         if self.clamps is None:
