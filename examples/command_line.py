@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 import pcsim
 
@@ -53,8 +54,35 @@ def file(text: str) -> Path:
 
 @contextmanager
 def told_in_a_line(script: str) -> Iterator[None]:
-    """An error of pcsim's ends the script with its message, without a traceback."""
+    """An error of pcsim's ends the script with its message, without a traceback; several processes tell it once."""
     try:
         yield
     except pcsim.PCError as error:
-        raise SystemExit(f"{script}: {error}") from error
+        elsewhere = isinstance(error.__cause__, pcsim.errors.ProcessError)
+        raise SystemExit(1 if elsewhere else f"{script}: {error}") from error
+
+
+@contextmanager
+def processes() -> Iterator[bool]:
+    """With those that torchrun has started, if it has; whether this is the one that prints and writes."""
+    if not dist.is_torchelastic_launched():
+        yield True
+        return
+    dist.init_process_group()  # gloo for tensors on a CPU, nccl for those on a GPU
+    try:
+        yield dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def of_the_first(own: Any) -> Any:
+    """What the first process has, in all of them."""
+    said = [own]
+    if dist.is_initialized():
+        dist.broadcast_object_list(said)
+    return said[0]
+
+
+def own_device(device: str) -> str:
+    """The GPU of this process, where torchrun has started one for each."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and dist.is_torchelastic_launched() else device

@@ -1,12 +1,14 @@
 """Train a network on images, by backprop or by predictive coding in any of its variants, resumably.
 
     python examples/train_images.py --data digits --topology mlp5 --epochs 3
+    torchrun --nproc-per-node 2 examples/train_images.py --data digits --topology mlp5 --epochs 3
     python examples/train_images.py --data cifar10 --root DATA --topology vgg10 --width 0.25 --train-size 10000 \
         --settings examples/settings/pc-spiking-forward-bn.json --json vgg10.json --resume runs/vgg10
 
 A part of the training set is held out for early stopping and for the choice of the best epoch; the test set is looked
 at once per seed, at the end. With --resume, a run that was stopped, in whatever way, goes on where it was, and ends
-with the numbers that it would have ended with. The defaults are the paper's settings (arXiv 2506.23800; SPEC §9).
+with the numbers that it would have ended with. Processes that torchrun starts share every batch, which changes no
+number. The defaults are the paper's settings (arXiv 2506.23800; SPEC §9).
 Several seeds give a mean and its spread.
 """
 
@@ -19,12 +21,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
-from command_line import device, file, number, told_in_a_line
+from command_line import device, file, number, of_the_first, own_device, processes, told_in_a_line
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
@@ -192,7 +195,7 @@ def train(seed: int, parts: tuple[ImageData, ImageData, ImageData], options: arg
         progress=options.progress,
         seed=seed,
     )
-    if checkpoint is not None and checkpoint.exists():
+    if checkpoint is not None and of_the_first(checkpoint.exists()):
         trainer.load_checkpoint(checkpoint)
     remaining = options.epochs - len(trainer.history.records)
     diverged = None
@@ -203,7 +206,8 @@ def train(seed: int, parts: tuple[ImageData, ImageData, ImageData], options: arg
             best.on_fit_end(trainer, trainer.history)
     except pcsim.errors.DivergenceError as error:
         diverged = str(error)
-        print(f"seed {seed}: {error}", file=sys.stderr)
+        if trainer.is_first_process:
+            print(f"seed {seed}: {error}", file=sys.stderr)
     records = trainer.history.records
     return {
         "seed": seed,
@@ -345,13 +349,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parsed(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    with told_in_a_line("train_images.py"):
-        run(options)
+    options.device = own_device(options.device)
+    with told_in_a_line("train_images.py"), processes() as first, redirect_stdout(sys.stdout if first else None):
+        run(options, first)
 
 
-def run(options: argparse.Namespace) -> None:
-    """All seeds."""
-    parts = load(options)
+def run(options: argparse.Namespace, first: bool) -> None:
+    """All seeds; the first process alone downloads and writes."""
+    parts = load(options) if first or not options.download else None
+    of_the_first(None)  # the others wait until the images are there
+    parts = load(options) if parts is None else parts
     print(f"{options.topology} on {options.data}: {', '.join(str(len(part)) for part in parts)} images for training, "
           "validation and test", flush=True)  # fmt: skip
     runs = []
@@ -359,7 +366,7 @@ def run(options: argparse.Namespace) -> None:
         runs.append(train(seed, parts, options))
         print(f"seed {seed}: validation {runs[-1]['validation'] or math.nan:.4f}, test {runs[-1]['test']:.4f} "
               f"after {runs[-1]['epochs']} epochs, {runs[-1]['seconds']:.0f} s", flush=True)  # fmt: skip
-        if options.json is not None:
+        if options.json is not None and first:
             write(options.json, {"settings": settings_of(options), "runs": runs})
     print(describe(runs))
 
