@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pcsim.engine.problem import Clamp
+from pcsim.engine.problem import Clamp, Unread
 from pcsim.errors import ClampError
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
@@ -19,8 +19,12 @@ Clamps = Mapping[str, Given] | Mapping[Node, Given] | Mapping[str | Node, Given]
 """What is given, by node or its name: (batch, *shape), or a pair of that and a boolean mask of the given units."""
 
 
-def read(network: Network, clamps: Clamps, options: tuple[torch.dtype, torch.device] | None) -> dict[str, Clamp]:
-    """What is given, by node name.
+def read(
+    network: Network, clamps: Clamps, options: tuple[torch.dtype, torch.device] | None
+) -> tuple[dict[str, Clamp], Unread | None]:
+    """What is given, by node name, and whether it is finite, where that is still to be read from the device.
+
+    On a CPU, where reading costs nothing, what is not finite is refused at once.
 
     Args:
         network: whose nodes are clamped.
@@ -34,7 +38,8 @@ def read(network: Network, clamps: Clamps, options: tuple[torch.dtype, torch.dev
     values = (given[0] if isinstance(given, tuple) and given else given for given in named.values())
     some = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
     dtype, device = options or network.tensor_options(otherwise=some)
-    fits = {name: _clamp(network, name, given, dtype, device) for name, given in named.items()}
+    late = not reads_freely(device)
+    fits = {name: _clamp(network, name, given, dtype, device, late) for name, given in named.items()}
     if not fits:
         raise ClampError("nothing is clamped, so the batch size is unknown; clamp at least one node")
     sizes = {name: len(clamp.value) for name, clamp in fits.items()}
@@ -45,16 +50,39 @@ def read(network: Network, clamps: Clamps, options: tuple[torch.dtype, torch.dev
                 f"clamp {name!r}: batch of {size} given, but {next(iter(sizes))!r} has {batch}; clamp all nodes with "
                 "the same number of samples"
             )
-    return fits
+    return fits, _unread(fits) if late else None
 
 
-def read_start(network: Network, start: Mapping[str | Node, Tensor], clamps: Mapping[str, Clamp]) -> dict[str, Tensor]:
-    """Where free nodes start, by node name.
+def reads_freely(device: torch.device) -> bool:
+    """Whether reading a number waits for nothing."""
+    return device.type == "cpu"
+
+
+def _unread(fits: Mapping[str, Clamp]) -> Unread:
+    def refuse() -> None:
+        for name, clamp in fits.items():
+            if not bool(torch.isfinite(clamp.value).all()):
+                raise _unfinite(name, masked=clamp.mask is not None)
+
+    return Unread(tuple(clamp.value.sum().abs() for clamp in fits.values()), refuse)
+
+
+def _unfinite(name: str, *, masked: bool) -> ClampError:
+    if masked:
+        return ClampError(f"clamp {name!r}: a given unit is NaN or infinite; clean the data, or mask it as well")
+    return ClampError(f"clamp {name!r}: holds NaN or infinity; clean the data, or mask the unknown units")
+
+
+def read_start(
+    network: Network, start: Mapping[str | Node, Tensor], clamps: Mapping[str, Clamp], unread: Unread | None
+) -> tuple[dict[str, Tensor], Unread | None]:
+    """Where free nodes start, by node name, and what is still to be read, as of :func:`read`.
 
     Args:
         network: whose nodes they are.
         start: as the user gave it.
         clamps: what is given beside it.
+        unread: of those; None where all is read at once.
 
     Raises:
         ClampError: a value does not fit, or its node is none that moves; names the node.
@@ -75,9 +103,18 @@ def read_start(network: Network, start: Mapping[str | Node, Tensor], clamps: Map
                 f"init {name!r}: batch of {len(found[name])} given, but {next(iter(clamps))!r} is clamped for "
                 f"{len(first)}; give the same number of samples"
             )
-        if not bool(torch.isfinite(found[name]).all()):
-            raise ClampError(f"init {name!r}: holds NaN or infinity; give finite values")
-    return found
+
+    def refuse() -> None:
+        if unread is not None:
+            unread.refuse()
+        for name, value in found.items():
+            if not bool(torch.isfinite(value).all()):
+                raise ClampError(f"init {name!r}: holds NaN or infinity; give finite values")
+
+    if unread is None:
+        refuse()
+        return found, None
+    return found, Unread((*unread.sizes, *(value.sum().abs() for value in found.values())), refuse)
 
 
 def _by_name(network: Network, clamps: Clamps, kind: str = "clamp") -> dict[str, Given]:
@@ -98,7 +135,7 @@ def _by_name(network: Network, clamps: Clamps, kind: str = "clamp") -> dict[str,
     return named
 
 
-def _clamp(network: Network, name: str, given: Given, dtype: torch.dtype, device: torch.device) -> Clamp:
+def _clamp(network: Network, name: str, given: Given, dtype: torch.dtype, device: torch.device, late: bool) -> Clamp:
     known = network.nodes
     if name not in known:
         raise ClampError(f"clamp {name!r}: no such node; the network has {listed(known)}")
@@ -107,10 +144,10 @@ def _clamp(network: Network, name: str, given: Given, dtype: torch.dtype, device
     value, mask = given if isinstance(given, tuple) else (given, None)
     value = _value(name, value, known[name].shape, dtype, device)
     # The sum tells at a fraction of the cost; only where it overflows does every unit have to be looked at.
-    finite = math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
+    finite = late or math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())
     if mask is None:
         if not finite:
-            raise ClampError(f"clamp {name!r}: holds NaN or infinity; clean the data, or mask the unknown units")
+            raise _unfinite(name, masked=False)
         return Clamp(value.detach())
     shape = known[name].shape
     if not isinstance(mask, Tensor):
@@ -121,10 +158,12 @@ def _clamp(network: Network, name: str, given: Given, dtype: torch.dtype, device
             f"{shape} or {tuple(value.shape)}; True marks the units that are given"
         )
     mask = mask.to(device)
-    if not finite:
+    if late:  # the same without asking whether it has to be done
+        value = torch.where(mask | torch.isfinite(value).all(), value, 0)
+    elif not finite:
         value = torch.where(mask, value, 0)
         if not bool(torch.isfinite(value).all()):
-            raise ClampError(f"clamp {name!r}: a given unit is NaN or infinite; clean the data, or mask it as well")
+            raise _unfinite(name, masked=True)
     return Clamp(value.detach(), mask)
 
 

@@ -30,10 +30,10 @@ from pcsim.engine.engine import Engine
 from pcsim.engine.landscape import Landscape
 from pcsim.engine.local_rules import divergence, finite, start
 from pcsim.engine.planning.plan import Plan
-from pcsim.engine.problem import Batch, Clamp, Gradients, State, Task
+from pcsim.engine.problem import Batch, Clamp, Gradients, State, Task, all_finite
 from pcsim.engine.reading import Reading
 from pcsim.engine.reference import ReferenceEngine
-from pcsim.errors import EnergyWarning, SettingError, StateError
+from pcsim.errors import DivergenceError, EnergyWarning, SettingError, StateError
 from pcsim.graph import checks
 from pcsim.graph.clamping import Clamping
 from pcsim.graph.fingerprint import Fingerprint
@@ -99,6 +99,8 @@ class Simulator:
         if not callable(engine) and engine not in ENGINES:
             raise SettingError(f"engine {engine!r} is unknown; choose one of {', '.join(map(repr, ENGINES))}")
         self.engine = (ENGINES[engine] if isinstance(engine, str) else engine)(network)
+        self.checks_late = True
+        """On a device, look once a batch whether values are finite, also where the weights learn at every step."""
         self._forget()
 
     def _forget(self) -> None:
@@ -267,7 +269,7 @@ class Simulator:
         if nudging.centred:
             opposite = nudging.opposite()
             task = attrs.evolve(state.task, record=False, target_weight=opposite.weight)
-            other = self.engine.relax(task, attrs.evolve(state.batch, nudge=opposite.place))
+            other = self.engine.relax(task, attrs.evolve(state.batch, nudge=opposite.place, unread=None))
             for parameter, gradient in self.engine.gradients(other).items():
                 scaled[parameter] = scaled.get(parameter, 0.0) - nudging.factor * gradient
         return scaled
@@ -293,7 +295,13 @@ class Simulator:
                 self._fill_gradients(state)
                 optimizer.step()
                 return trace
-            state = self._learn_each_step(task, batch, optimizer)
+            try:
+                state = self._learn_each_step(task, batch, optimizer)
+            except DivergenceError:
+                if not batch.late:
+                    raise
+                # Once more, looking at every step, for the node and the step at which it was lost.
+                state = self._learn_each_step(task, attrs.evolve(batch, late=False), optimizer)
             self._count(state)
             return self._finish(state)
 
@@ -310,7 +318,7 @@ class Simulator:
         weights = [parameter.detach().clone() for parameter in self.network.parameters()]
         moments = copy.deepcopy(optimizer.state_dict())
         try:
-            return self.engine.relax(task, batch, learn)
+            return self._checked_outputs(self.engine.relax(task, batch, learn))
         except BaseException:
             with torch.no_grad():
                 for parameter, before in zip(self.network.parameters(), weights, strict=True):
@@ -319,11 +327,16 @@ class Simulator:
             raise
 
     def _relax(self, task: Task, batch: Batch) -> State:
-        state = self.engine.relax(task, batch)
-        if not task.clamping.free:  # no latent moves, so that the engine has none to look at
-            for name in task.clamping.targets:
-                if not finite(state.forward_prediction[name]):
-                    raise divergence(task, name, None)
+        return self._checked_outputs(self.engine.relax(task, batch))
+
+    @staticmethod
+    def _checked_outputs(state: State) -> State:
+        """Where no latent moves, the engine has none to look at, and the targets' predictions are what may be lost."""
+        task = state.task
+        if not task.clamping.free:
+            predicted = {name: state.forward_prediction[name] for name in task.clamping.targets}
+            if not all_finite([torch.linalg.vector_norm(value) for value in predicted.values()], state.batch.unread):
+                raise divergence(task, next(name for name, value in predicted.items() if not finite(value)), None)
         return state
 
     def _check_optimizer(self, optimizer: Optimizer, fingerprint: Fingerprint) -> None:
@@ -409,13 +422,17 @@ class Simulator:
         resting: bool = False,
     ) -> tuple[Task, Batch]:
         fingerprint = self.network.fingerprint()
-        fits = given.read(self.network, clamps, fingerprint.tensor_options)
+        fits, unread = given.read(self.network, clamps, fingerprint.tensor_options)
         first = next(iter(fits.values())).value
         if len(first) == 1 and not predicting:
             checks.single_sample(self.network)
         begun = {} if predicting else self._carried(fits)
         if init is not None:
-            begun |= given.read_start(self.network, init, fits)
+            placed, unread = given.read_start(self.network, init, fits, unread)
+            begun |= placed
+        if unread is not None and (predicting or resting or not self.engine.reads_late):
+            all_finite((), unread)
+            unread = None
         clamping = self._clamping(fits, predicting, frozenset(begun))
         relaxation = self.relaxation
         if predicting:
@@ -438,7 +455,8 @@ class Simulator:
         draws = (fingerprint.stochastic and not predicting) or relaxation.temperature > 0
         seed = int(torch.randint(2**31, ()).item()) if draws else 0
         begun = {name: value for name, value in begun.items() if name in clamping.placed}
-        return task, Batch(fits, len(first), first.dtype, first.device, seed, place, begun)
+        late = self.checks_late and not given.reads_freely(first.device)
+        return task, Batch(fits, len(first), first.dtype, first.device, seed, place, begun, unread, late)
 
     def _carried(self, fits: Mapping[str, Clamp]) -> dict[str, Tensor]:
         """Values of the last run that ``start="previous"`` begins with: of nodes and a batch of the same size."""

@@ -277,11 +277,12 @@ class Trainer:
             hook = self.optimizer.register_step_pre_hook(
                 lambda *_: processes.average_gradients(self.simulator.network.parameters(), self._samples)
             )
+            late, self.simulator.checks_late = self.simulator.checks_late, False  # no process may take a step again
             self._averaging = True
             try:
                 yield processes
             finally:
-                self._averaging = False
+                self._averaging, self.simulator.checks_late = False, late
                 hook.remove()
 
     def _begin_alike(self) -> None:

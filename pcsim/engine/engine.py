@@ -21,6 +21,8 @@ class Engine(ABC):
     """Base class of engines: one network, any number of tasks and batches on it."""
 
     name: ClassVar[str]
+    reads_late: ClassVar[bool] = False
+    """Whether it reads what is unread of a batch's clamps itself, together with whether values are finite."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -48,6 +50,7 @@ class Engine(ABC):
 
         Raises:
             DivergenceError: a latent became NaN or infinite.
+            ClampError: what is unread of the clamps is.
         """
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -127,6 +128,34 @@ class Clamp:
 
 
 @attrs.frozen(eq=False)
+class Unread:
+    """Whether what is given is finite, as the device knows it; reading it would wait for the device.
+
+    Args:
+        sizes: 0-d, not negative, one for each clamp, and not finite where the clamp is not.
+        refuse: looks at each clamp, and raises a ClampError that names the node.
+    """
+
+    sizes: tuple[Tensor, ...]
+    refuse: Callable[[], None]
+
+
+def all_finite(norms: Sequence[Tensor], unread: Unread | None = None) -> bool:
+    """Whether norms are finite, 0-d, read together, and once, with what is still unread of the clamps.
+
+    Raises:
+        ClampError: a clamp is not finite.
+    """
+    sizes = [*norms, *(() if unread is None else unread.sizes)]
+    if not sizes or math.isfinite((sizes[0] if len(sizes) == 1 else torch.stack(sizes).max()).item()):
+        return True
+    if unread is None:
+        return False
+    unread.refuse()
+    return all_finite(norms)
+
+
+@attrs.frozen(eq=False)
 class Batch:
     """The numbers of one run.
 
@@ -138,6 +167,8 @@ class Batch:
         seed: what the modules' random draws start from; the same throughout the batch.
         nudge: how far from their forward prediction to what is given clamped targets are, −1 to 1; 1 is there.
         start: where placed nodes start, by name, (batch, *shape); the others of them at zero.
+        unread: what is to be read of the clamps together with whether the values are finite; None where that is known.
+        late: look whether values are finite once, at the end, also where the weights learn at every step.
     """
 
     clamps: Mapping[str, Clamp]
@@ -147,6 +178,8 @@ class Batch:
     seed: int = 0
     nudge: float = 1.0
     start: Mapping[str, Tensor] = attrs.field(factory=dict)
+    unread: Unread | None = None
+    late: bool = False
 
     def origin(self, node: Node) -> Tensor:
         """Where a placed node starts (SPEC §2, Start), (batch, *shape), in a tensor of its own."""

@@ -62,6 +62,7 @@ class BatchedEngine(Engine):
     """
 
     name = "batched"
+    reads_late = True
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class BatchedEngine(Engine):
                 for call in update:
                     call()
                 if learn is not None:
-                    if not program.finite(steps):
+                    if not batch.late and not program.finite(steps):
                         raise self._divergence(program, batch, steps)
                     learn(gradients := program.found())
                     program.bring_learned(gradients)

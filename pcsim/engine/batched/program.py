@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import cached_property, partial
 
@@ -23,7 +22,7 @@ from pcsim.engine.batched.weights import Stack
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.plan import Plan
 from pcsim.engine.planning.wiring import Factors, Mask, Positions
-from pcsim.engine.problem import Batch, Gradients, Record, State, Values, free_energies, record
+from pcsim.engine.problem import Batch, Gradients, Record, State, Values, all_finite, free_energies, record
 from pcsim.engine.rates import Rates
 from pcsim.graph.statistics import frozen_statistics
 
@@ -338,9 +337,13 @@ class Program:
         return memory.compared(row)
 
     def finite(self, steps: int) -> bool:
-        """Whether every value that moved is finite, and small enough for its square to be."""
+        """Whether every value that moved is finite, and small enough for its square to be.
+
+        Raises:
+            ClampError: what is unread of the clamps is not finite.
+        """
         norms = [torch.linalg.vector_norm(tensor) for tensor in self._moving(steps)]
-        return not norms or math.isfinite((norms[0] if len(norms) == 1 else torch.stack(norms).max()).item())
+        return not norms or all_finite(norms, self._memory.at_hand().unread)
 
     def _moving(self, steps: int) -> list[Tensor]:
         """What values of free nodes are made of after so many steps."""
