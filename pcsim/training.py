@@ -306,6 +306,7 @@ class Trainer:
             "optimizer": type(self.optimizer).__name__,
             "sizes of the optimizer's groups": [len(group["params"]) for group in self.optimizer.param_groups],
             "scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
+            "relaxation": type(self.simulator.relaxation).__name__,
             "learning rule": type(self.simulator.rule).__name__,
             "callbacks": [type(callback).__name__ for callback in self.callbacks],
         }

@@ -56,3 +56,7 @@ def generators() -> tuple[object, ...]:
     """Where all generators stand, in a form that can be compared."""
     arrays = np.random.get_state()
     return random.getstate(), arrays[1].tobytes(), arrays[2], torch.get_rng_state().numpy().tobytes()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where tests marked `device` run: cpu, cuda, ...")

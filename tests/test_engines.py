@@ -21,12 +21,12 @@ from pcsim import verify
 from pcsim.engine.batched.engine import BatchedEngine
 from pcsim.engine.planning.plan import Plan
 
-EXAMPLES = 400
+EXAMPLES = 250
 CASES = verify.cases(rules=(*verify.RULES, pcsim.ArrivalUpdate()), held=True, sampled=True, multiplied=True)
 everything = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
-fewer = settings(everything, max_examples=150)
+fewer = settings(everything, max_examples=100)
 
 
 @everything
