@@ -277,7 +277,7 @@ def memory(setting: Setting, images: ImageData, options: argparse.Namespace) -> 
 def held() -> int:
     """Bytes of all tensors that are alive."""
     gc.collect()
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in tensors)}.values())
 
 

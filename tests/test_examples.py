@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -237,11 +238,14 @@ def test_hundred_layers_at_a_few(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.count("plain PC") == 2
 
 
-def test_compare_methods_sets_all_of_them_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_methods_sets_all_of_them_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, plot = tmp_path / "rows.json", tmp_path / "methods.png"
     small = "--graphs mlp3 residual1 --width 0.2 --train-size 150 --epochs 1 --search-epochs 1 --seeds 0 --lrs 3e-3"
     rest = f"--rates 0.4 --parametrisations standard mupc --no-progress --json {path} --plot {plot}"
-    compare = example("compare_methods")
+    compare, count = example("compare_methods"), itertools.count()
+    monkeypatch.setattr(compare, "held", lambda: next(count))  # which looks at all objects of the test run
     compare.main([*small.split(), *rest.split()])
     rows = json.loads(path.read_text())
     assert len(rows) == 2 * 2 * len(compare.METHODS)
@@ -257,6 +261,15 @@ def test_compare_methods_sets_all_of_them_side_by_side(tmp_path: Path, capsys: p
     assert products["iPC"] > products["PC"] > 1.2
     shown = capsys.readouterr().out
     assert shown.count("| arrival |") == shown.count("| PC |") == 4
+
+
+def test_compare_methods_counts_what_tensors_hold() -> None:
+    held = example("compare_methods").held
+    before = held()
+    kept = torch.zeros(1000, 1000)
+    views = [kept[row] for row in range(10)]
+    assert held() - before == kept.untyped_storage().nbytes()
+    assert len(views) == 10
 
 
 def test_the_compared_methods_in_the_documents_are_those_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:

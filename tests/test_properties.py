@@ -23,7 +23,7 @@ ENGINES = ("reference", "batched")
 LOCAL_RULES = tuple(rule for rule in verify.RULES if not rule.backprop)
 
 thorough = settings(
-    max_examples=200,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     database=None,

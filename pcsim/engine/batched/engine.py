@@ -110,8 +110,12 @@ class BatchedEngine(Engine):
             program.load(batch)
             for operation in program.start:
                 operation.call()
-            steps = 0
-            for steps, position in enumerate(program.plan.sequence, start=1):
+            steps, sequence = 0, program.plan.sequence
+            if program.uninterrupted:
+                for call in program.all_calls():
+                    call()
+                steps, sequence = len(sequence), []
+            for steps, position in enumerate(sequence, start=1):
                 program.at(steps - 1)
                 predictions, update = program.calls[position]
                 for call in predictions:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
+from itertools import chain
 
 import attrs
 import numpy as np
@@ -63,6 +64,11 @@ class Program:
         """What brings predictions up to date, and what follows from them, of each different step."""
         # What a run calls again and again, without looking it up in its operation each time.
         self.calls = [tuple([operation.call for operation in part] for part in step) for step in self.steps]
+        relaxation, record = self._task.relaxation, self._task.record
+        stops = relaxation.tolerance is not None or relaxation.least_rate is not None
+        counts = relaxation.temperature > 0 or relaxation.multipliers > 0
+        self.uninterrupted = not (record or stops or counts or self._task.learns_each_step)
+        """Whether nothing happens between two steps."""
         self._views = self._state_views()
         self._valued: dict[int, tuple[Mapping[str, Tensor], dict[str, Tensor]]] = {}
         self._checked: dict[int, list[Tensor]] = {}
@@ -280,6 +286,10 @@ class Program:
         """Take over the weights that an optimizer has changed within a run."""
         for stack in self._stacks:
             stack.bring_learned(learned)
+
+    def all_calls(self) -> Iterator[Callable[[], object]]:
+        """What all steps call, in order."""
+        return chain.from_iterable(chain.from_iterable(map(self.calls.__getitem__, self.plan.sequence)))
 
     def at(self, step: int) -> None:
         """Say which step is being taken."""
