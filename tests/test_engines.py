@@ -21,12 +21,12 @@ from pcsim import verify
 from pcsim.engine.batched.engine import BatchedEngine
 from pcsim.engine.planning.plan import Plan
 
-EXAMPLES = 180
+EXAMPLES = 120
 CASES = verify.cases(rules=(*verify.RULES, pcsim.ArrivalUpdate()), held=True, sampled=True, multiplied=True)
 everything = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
-fewer = settings(everything, max_examples=70)
+fewer = settings(everything, max_examples=50)
 
 
 @everything
@@ -64,7 +64,7 @@ def left_behind(case: verify.Case, engine: str | Callable[[pcsim.Network], pcsim
     return [*(node.value for node in own.network.nodes.values()), *own.network.parameters()], ""
 
 
-@settings(everything, max_examples=70)
+@settings(everything, max_examples=50)
 @given(CASES)
 def test_shortcuts_that_recording_switches_off_change_nothing(case: verify.Case) -> None:
     expected, refusal = left_behind(case, "reference")
