@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,49 @@ from pcsim.engine.kernels.kernel import Call, Kernel, owns, register
 aten = torch.ops.aten
 
 
-class Conv2d(Kernel[nn.Conv2d]):
-    """``nn.Conv2d`` with zero padding, one at a time: each is large enough to fill the machine."""
+Convolving = TypeVar("Convolving", nn.Conv2d, nn.ConvTranspose2d)
 
-    reads, products, memory_format = "nothing", True, torch.channels_last
 
-    def accepts(self, module: nn.Conv2d, shape: tuple[int, ...]) -> bool:
-        """Whether the padding is zeros, given in numbers."""
+class Convolution(Kernel[Convolving]):
+    """Base class of convolutions with zero padding, one at a time: each is large enough to fill the machine."""
+
+    reads, products = "nothing", True
+
+    def accepts(self, module: Convolving, shape: tuple[int, ...]) -> bool:
+        """Whether it takes images, and the padding is zeros, given in numbers."""
         zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return len(shape) == 3 and zeros and owns(module, "weight", "bias")
+
+    @staticmethod
+    def _backward(
+        call: Call, delta: Tensor, value: Tensor, wanted: tuple[bool, bool, bool]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        own, weight = call.module, call.weights["weight"]
+        if own.transposed or (not wanted[0] and max(own.kernel_size) < max(own.stride)):
+            # For weights, oneDNN writes past its memory there for images laid out channels last, on some processors.
+            delta, value = delta.contiguous(), value.contiguous()
+        settings = own.stride, own.padding, own.dilation, own.transposed, own.output_padding, own.groups
+        result: tuple[Tensor, Tensor, Tensor] = aten.convolution_backward(
+            delta, value, weight, [own.out_channels], *settings, wanted
+        )
+        return result
+
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
+        """The transposed convolution of delta; of a transposed one, the convolution."""
+        return self._backward(call, delta, value, (True, False, False))[0]
+
+    def gradients(self, call: Call, delta: Tensor, value: Tensor, factor: float, out: Mapping[str, Tensor]) -> None:
+        """Write the weights' gradient, and the bias's if there is one."""
+        _, weight, bias = self._backward(call, delta, value, (False, "weight" in out, "bias" in out))
+        for name, gradient in (("weight", weight), ("bias", bias)):
+            if name in out:
+                torch.mul(gradient, factor, out=out[name])
+
+
+class Conv2d(Convolution[nn.Conv2d]):
+    """``nn.Conv2d``."""
+
+    memory_format = torch.channels_last
 
     def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
         """The convolution, (batch, channels, height, width)."""
@@ -28,30 +63,15 @@ class Conv2d(Kernel[nn.Conv2d]):
         bias = weights.get("bias")
         return torch.conv2d(value, weights["weight"], bias, own.stride, own.padding, own.dilation, own.groups)
 
-    @staticmethod
-    def _backward(
-        call: Call, delta: Tensor, value: Tensor, wanted: tuple[bool, bool, bool]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        own, weight = call.module, call.weights["weight"]
-        settings = own.stride, own.padding, own.dilation, False, [0, 0], own.groups
-        result: tuple[Tensor, Tensor, Tensor] = aten.convolution_backward(
-            delta, value, weight, [weight.shape[0]], *settings, wanted
-        )
-        return result
 
-    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
-        """The transposed convolution of delta."""
-        return self._backward(call, delta, value, (True, False, False))[0]
+class ConvTranspose2d(Convolution[nn.ConvTranspose2d]):
+    """``nn.ConvTranspose2d``."""
 
-    def gradients(self, call: Call, delta: Tensor, value: Tensor, factor: float, out: Mapping[str, Tensor]) -> None:
-        """Write the weights' gradient, and the bias's if there is one."""
-        if max(call.module.kernel_size) < max(call.module.stride):
-            # oneDNN writes past its memory there for images laid out channels last, on some processors.
-            delta, value = delta.contiguous(), value.contiguous()
-        _, weight, bias = self._backward(call, delta, value, (False, "weight" in out, "bias" in out))
-        for name, gradient in (("weight", weight), ("bias", bias)):
-            if name in out:
-                torch.mul(gradient, factor, out=out[name])
+    def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
+        """The transposed convolution, (batch, channels, height, width)."""
+        own, weights = call.module, call.weights
+        settings = own.stride, own.padding, own.output_padding, own.groups, own.dilation
+        return torch.conv_transpose2d(value, weights["weight"], weights.get("bias"), *settings)
 
 
 class MaxPool2d(Kernel[nn.MaxPool2d]):
@@ -85,13 +105,49 @@ class MaxPool2d(Kernel[nn.MaxPool2d]):
         return result
 
 
-def _window(module: nn.MaxPool2d) -> tuple[list[int], list[int], list[int], list[int], bool]:
-    def pair(size: int | tuple[int, ...]) -> list[int]:
-        return [size, size] if isinstance(size, int) else list(size)
+class AvgPool2d(Kernel[nn.AvgPool2d]):
+    """``nn.AvgPool2d``."""
 
+    reads, fills_out = "nothing", True
+
+    def accepts(self, module: nn.AvgPool2d, shape: tuple[int, ...]) -> bool:
+        """Whether it pools images."""
+        return len(shape) == 3
+
+    @staticmethod
+    def _settings(module: nn.AvgPool2d) -> tuple[object, ...]:
+        window = (_pair(size) for size in (module.kernel_size, module.stride, module.padding))
+        return *window, module.ceil_mode, module.count_include_pad, module.divisor_override
+
+    def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
+        """The mean of each window."""
+        settings, pool = self._settings(call.module), aten.avg_pool2d
+        result: Tensor = pool(value, *settings) if out is None else pool.out(value, *settings, out=out)
+        return result
+
+    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
+        """Delta spread over the windows; of the value only the shape counts."""
+        settings, backward = self._settings(call.module), aten.avg_pool2d_backward
+        result: Tensor = (
+            backward(delta, value, *settings)
+            if out is None
+            else backward.grad_input(delta, value, *settings, grad_input=out)
+        )
+        return result
+
+
+def _pair(size: int | tuple[int, ...]) -> list[int]:
+    return [size, size] if isinstance(size, int) else list(size)
+
+
+def _window(module: nn.MaxPool2d) -> tuple[list[int], list[int], list[int], list[int], bool]:
     stride = module.kernel_size if module.stride is None else module.stride
-    return pair(module.kernel_size), pair(stride), pair(module.padding), pair(module.dilation), module.ceil_mode
+    sizes = module.kernel_size, stride, module.padding, module.dilation
+    kernel, step, padding, dilation = map(_pair, sizes)
+    return kernel, step, padding, dilation, module.ceil_mode
 
 
 register(nn.Conv2d, Conv2d())
+register(nn.ConvTranspose2d, ConvTranspose2d())
 register(nn.MaxPool2d, MaxPool2d())
+register(nn.AvgPool2d, AvgPool2d())

@@ -5,25 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pcsim.engine.kernels.kernel import Call, Kernel, register
+from pcsim.engine.kernels.activation import Activation
+from pcsim.engine.kernels.kernel import register
 
 aten = torch.ops.aten
 
 
-class Sigmoid(Kernel[nn.Sigmoid]):
+class Sigmoid(Activation[nn.Sigmoid]):
     """``nn.Sigmoid``."""
 
-    stacks, reads, fills_out, elementwise = True, "output", True, True
+    reads, function = "output", aten.sigmoid
 
-    def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
-        """The logistic function of each unit."""
-        return torch.sigmoid(value, out=out)
-
-    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
+    def pull_back(self, module: nn.Sigmoid, delta: Tensor, at: Tensor, out: Tensor) -> Tensor:
         """Delta · output (1 − output)."""
-        if out is None:
-            out = torch.empty_like(value)
-        result: Tensor = aten.sigmoid_backward.grad_input(delta, output, grad_input=out)
+        result: Tensor = aten.sigmoid_backward.grad_input(delta, at, grad_input=out)
         return result
 
 

@@ -5,30 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pcsim.engine.kernels.kernel import Call, Kernel, register
+from pcsim.engine.kernels.activation import Activation
+from pcsim.engine.kernels.kernel import register
 
 aten = torch.ops.aten
 
 
-class Softplus(Kernel[nn.Softplus]):
+class Softplus(Activation[nn.Softplus]):
     """``nn.Softplus``: log(1 + exp(β value)) / β, the value itself above a threshold."""
 
-    stacks, reads, fills_out, elementwise = True, "input", True, True
+    reads, function = "input", aten.softplus
 
-    def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
-        """The softplus of each unit."""
-        settings = call.module.beta, call.module.threshold
-        result: Tensor = (
-            aten.softplus(value, *settings) if out is None else aten.softplus.out(value, *settings, out=out)
-        )
-        return result
+    def settings(self, module: nn.Softplus) -> tuple[float, ...]:
+        """β and the threshold."""
+        return module.beta, module.threshold
 
-    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
+    def pull_back(self, module: nn.Softplus, delta: Tensor, at: Tensor, out: Tensor) -> Tensor:
         """Delta times the derivative at the input."""
-        if out is None:
-            out = torch.empty_like(value)
-        settings = call.module.beta, call.module.threshold
-        result: Tensor = aten.softplus_backward.grad_input(delta, value, *settings, grad_input=out)
+        result: Tensor = aten.softplus_backward.grad_input(delta, at, *self.settings(module), grad_input=out)
         return result
 
 
