@@ -40,6 +40,8 @@ import pcsim
 from pcsim import data, diagnosis, plots
 from pcsim.data import ImageData
 from pcsim.metrics import Accuracy
+from pcsim.tables import markdown
+from pcsim.verify import RecordingOptimizer
 
 CHANCE = 0.1
 ROUNDS = 15
@@ -120,21 +122,6 @@ class Setting:
     def title(self) -> str:
         """What tables call it."""
         return self.method + (", muPC" if self.parametrisation == "mupc" else "")
-
-
-class Recording(torch.optim.Optimizer):
-    """Adds up the gradients that a rule hands over, and changes no weight."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(network.parameters(), {})
-        self.total: dict[nn.Parameter, Tensor] = {}
-
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
-        """Take the present gradients in."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self.total[parameter] = self.total.get(parameter, 0) + parameter.grad.double()
 
 
 class Products(TorchDispatchMode):
@@ -222,15 +209,23 @@ def clamps_of(sim: pcsim.Simulator, images: ImageData, size: int) -> dict[str, T
 
 def cosine(setting: Setting, images: ImageData, options: argparse.Namespace) -> float:
     """The least over the edges of the cosine between an untrained network's update and backprop's."""
-    found = []
-    for method in (setting, attrs.evolve(setting, method="backprop")):
-        torch.manual_seed(options.seeds[0])
-        sim = build(method, options)
-        recording = Recording(sim.network)
-        sim.update(clamps_of(sim, images, options.batch), recording)
-        found.append({name: recording.total.get(p) for name, p in sim.network.named_parameters() if "weight" in name})
-    own, exact = found
-    return min(_cosine(own.get(name), gradient) for name, gradient in exact.items())
+    own, exact = (update(each, images, options) for each in (setting, attrs.evolve(setting, method="backprop")))
+    return min(_cosine(own.get(name), gradient) for name, gradient in exact.items() if "weight" in name)
+
+
+def update(setting: Setting, images: ImageData, options: argparse.Namespace) -> dict[str, Tensor | None]:
+    """What an untrained network learns from a batch, by parameter: gradients, summed where there are several steps."""
+    torch.manual_seed(options.seeds[0])
+    sim = build(setting, options)
+    recorder = RecordingOptimizer(sim.network, learning_rate=0.0)
+    sim.update(clamps_of(sim, images, options.batch), recorder)
+    total: dict[str, Tensor | None] = dict.fromkeys(recorder.named)
+    for gradients in recorder.gradients:
+        for name, gradient in gradients.items():
+            if gradient is not None:
+                before = total[name]
+                total[name] = gradient.double() if before is None else before + gradient.double()
+    return total
 
 
 def _cosine(one: Tensor | None, other: Tensor | None) -> float:
@@ -358,11 +353,6 @@ def _power(powers: Sequence[float], level: int) -> str:
     if level >= len(powers):
         return ""
     return "none" if math.isinf(powers[level]) else f"{powers[level]:.1f}"
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

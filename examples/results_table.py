@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import train_images
 
+from pcsim.tables import markdown
+
 HEAD = ["data", "network", "width", "BF", "auxiliary", "method", "{of} accuracy", "seeds", "best epoch", "epochs",
         "images", "rate", "α", "T", "lr", "hours"]  # fmt: skip
 METHODS = ("backprop", "PC", "iPC")
@@ -103,8 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     contents = sorted((json.loads(path.read_text()) for path in options.files), key=place)
     head = [title.format(of=options.of) for title in HEAD]
-    for row in (head, ["---"] * len(HEAD), *(line(content, options.of) for content in contents)):
-        print(f"| {' | '.join(row)} |")
+    print(markdown(head, [line(content, options.of) for content in contents]))
     if options.commands:
         print()
         for content in contents:

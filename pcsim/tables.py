@@ -1,4 +1,4 @@
-"""Rows of a table as text, for a terminal, and as HTML, for a notebook."""
+"""Rows of a table as text, for a terminal, as HTML, for a notebook, and as Markdown, for a page."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ def text(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
         for cells in (headings, rule, *rows)
     )
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    Args:
+        headings: one per column.
+        rows: cells, as many as there are headings in each.
+    """
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows))
 
 
 def html(headings: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -> str:

@@ -112,16 +112,23 @@ def test_errors_descend_autograd_s_gradient_of_the_energy(engine: str, build) ->
         moving = {name: moving[name] - rate * slope for name, slope in zip(leaves, slopes, strict=True)}
 
 
+def backprop_and_one_step(
+    net: pcsim.Network, clamps: Clamps, rate: float, engine: str
+) -> list[Mapping[nn.Parameter, Tensor]]:
+    """Gradients of backprop, and of one step of errors."""
+    found = []
+    for relaxation, rule in ((None, pcsim.Backprop()), (pcsim.ErrorRelaxation(1, rate), None)):
+        sim = pcsim.Simulator(net, relaxation, rule, engine=engine)
+        sim.infer(clamps)
+        found.append(sim.gradients())
+    return found
+
+
 @pytest.mark.parametrize("activation", [nn.Identity, nn.Tanh, nn.GELU])
 def test_the_first_step_is_rate_times_backprop(engine: str, activation: type[nn.Module]) -> None:
     """From ε = 0: rate · backprop's gradient for hidden edges, and backprop's own for the edge into the target."""
     net, clamps = chain(activation)
-    backprop = pcsim.Simulator(net, rule=pcsim.Backprop(), engine=engine)
-    backprop.infer(clamps)
-    exact = backprop.gradients()
-    sim = pcsim.Simulator(net, pcsim.ErrorRelaxation(1, 1e-7), engine=engine)
-    sim.infer(clamps)
-    found = sim.gradients()
+    exact, found = backprop_and_one_step(net, clamps, 1e-7, engine)
     for edge in net.edges.values():
         factor = 1.0 if edge.target_name == "output" else 1e-7
         for parameter in edge.parameters():
@@ -148,13 +155,7 @@ def test_small_errors_are_kept_as_such(engine: str) -> None:
     """In float32, far below the rounding of the values, errors still are rate · backprop's adjoint."""
     net = pcsim.topologies.mlp([8, *[16] * 6, 4])
     x, y = torch.randn(5, 8), torch.randn(5, 4)
-    clamps = {"input": x, "output": y}
-    backprop = pcsim.Simulator(net, rule=pcsim.Backprop(), engine=engine)
-    backprop.infer(clamps)
-    exact = backprop.gradients()
-    sim = pcsim.Simulator(net, pcsim.ErrorRelaxation(1, 1e-12), engine=engine)
-    sim.infer(clamps)
-    found = sim.gradients()
+    exact, found = backprop_and_one_step(net, {"input": x, "output": y}, 1e-12, engine)
     for edge in list(net.edges.values())[:-1]:
         for parameter in edge.parameters():
             one, other = found[parameter].double().flatten(), exact[parameter].double().flatten()

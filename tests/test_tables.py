@@ -1,4 +1,4 @@
-"""Tables: rows as text and as HTML, whatever their cells hold."""
+"""Tables: rows as text, as Markdown and as HTML, whatever their cells hold."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def test_text_pads_each_column_to_its_widest_cell() -> None:
 
 def test_text_without_rows_is_its_headings() -> None:
     assert tables.text(("node", "kind"), []) == "node  kind\n----  ----"
+
+
+def test_markdown_is_a_line_each() -> None:
+    shown = tables.markdown(["n", "m"], [["1", "2"], ["3", ""]])
+    assert shown.splitlines() == ["| n | m |", "| --- | --- |", "| 1 | 2 |", "| 3 |  |"]
 
 
 def test_html_escapes_and_loses_the_middle_of_a_long_table() -> None:

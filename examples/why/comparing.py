@@ -20,6 +20,7 @@ from command_line import file
 from command_line import number as number  # for the scripts, too
 
 from pcsim import plots
+from pcsim.tables import markdown
 
 Chosen = TypeVar("Chosen")
 
@@ -88,8 +89,7 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 def table(comparisons: Sequence[Comparison]) -> str:
     """A row each, in Markdown."""
-    rows = [HEAD, ["---"] * len(HEAD), *(comparison.row() for comparison in comparisons)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(HEAD, [comparison.row() for comparison in comparisons])
 
 
 def search(

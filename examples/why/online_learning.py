@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from comparing import STYLES, Comparison, command_line, number, parsed, report, save, search
+from comparing import Comparison, command_line, number, parsed, report, search
+from panels import draw_panels
 from torch import Tensor, nn
 from torch.optim import SGD
 
 import pcsim
-from pcsim import plots
 from pcsim.data import ImageData
 
 METHODS = {"predictive coding": pcsim.SettledUpdate(), "backprop": pcsim.Backprop()}
@@ -76,19 +76,11 @@ def load(options: argparse.Namespace) -> tuple[ImageData, ImageData]:
     return held_out, rest
 
 
-def draw(wrongs: dict[tuple[str, str], list[list[float]]], options: argparse.Namespace) -> None:
-    """Error over the last hundred guesses, the mean over the seeds, against samples."""
-    figure = plots.new_figure(11, 3)
-    for axes, task in zip(figure.subplots(1, len(TASKS), sharey=True), TASKS, strict=True):
-        for method, (colour, _, dashes) in zip(METHODS, STYLES, strict=False):
-            means = torch.tensor(wrongs[task, method]).mean(0)
-            smooth = means.unfold(0, min(100, len(means)), 1).mean(1)
-            axes.plot(range(len(means) - len(smooth), len(means)), smooth, label=method, color=colour, linestyle=dashes)
-        axes.set(xlabel="samples seen", title=task, ylim=(0, 1))
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("error of the last 100 guesses")
-    figure.axes[0].legend(frameon=False)
-    save(figure, options.plot)
+def smoothed(runs: list[list[float]]) -> tuple[range, list[float]]:
+    """Samples seen, and the error over the last hundred guesses, the mean over the seeds."""
+    means = torch.tensor(runs).mean(0)
+    smooth: list[float] = means.unfold(0, min(100, len(means)), 1).mean(1).tolist()
+    return range(len(means) - len(smooth), len(means)), smooth
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options,
     )
     if options.plot is not None:
-        draw(wrongs, options)
+        labels = "samples seen", "error of the last 100 guesses"
+        draw_panels(list(TASKS), list(METHODS), lambda *key: smoothed(wrongs[key]), labels, 11, options.plot)
 
 
 if __name__ == "__main__":

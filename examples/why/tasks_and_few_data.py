@@ -10,18 +10,17 @@ in the end. Learning rates are those of one grid with the least error on a held-
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from functools import partial
 
 import torch
-from comparing import STYLES, Comparison, command_line, number, parsed, report, save, search
+from comparing import Comparison, command_line, number, parsed, report, search
+from panels import draw_panels
 from torch import nn
 from torch.optim import SGD
 
 import pcsim
-from pcsim import plots
 from pcsim.data import ImageData
 
 METHODS = {"predictive coding": pcsim.SettledUpdate(), "backprop": pcsim.Backprop()}
@@ -66,19 +65,10 @@ def run(setting: str, data: ImageData, test: ImageData, updates: int, method: st
     return errors(method, [data.split(int(setting.split()[0]), seed=seed)[0]], [test], updates, lr, seed)
 
 
-def draw(curves: dict[tuple[str, str], list[list[float]]], options: argparse.Namespace) -> None:
-    """Test error against updates, the mean over the seeds."""
-    figure = plots.new_figure(9, 3)
-    for axes, setting in zip(figure.subplots(1, len(SETTINGS), sharey=True), SETTINGS, strict=True):
-        for method, (colour, _, dashes) in zip(METHODS, STYLES, strict=False):
-            means = [statistics.mean(values) for values in zip(*curves[setting, method], strict=False)]
-            updates = [10 * (place + 1) for place in range(len(means))]
-            axes.plot(updates, means, label=method, color=colour, linestyle=dashes)
-        axes.set(xlabel="updates", title=setting, ylim=(0, 1))
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("test error")
-    figure.axes[0].legend(frameon=False)
-    save(figure, options.plot)
+def averaged(curves: list[list[float]]) -> tuple[range, list[float]]:
+    """Updates, and the test error after them, the mean over the seeds."""
+    means = [statistics.mean(values) for values in zip(*curves, strict=False)]
+    return range(10, 10 * len(means) + 1, 10), means
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compared.append(Comparison(setting, "backprop", ours, theirs, less=True))
     report(compared, chosen, options)
     if options.plot is not None:
-        draw(curves, options)
+        labels = "updates", "test error"
+        draw_panels(SETTINGS, list(METHODS), lambda *key: averaged(curves[key]), labels, 9, options.plot)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Evaluation:
         # What the weights learn from ends at the next node with an error of its own, wherever errors are relaxed.
         self._following = frozenset[str]() if learning else frozenset(task.following)
         if task.following:
-            self._position = {name: place for place, name in enumerate(clamping.sequence)}
+            self._position = clamping.place_in_sequence
         self._contribution: dict[str, Tensor] = {}
         self._prediction: dict[str, Tensor] = {}
         self._graph: dict[str, tuple[list[Tensor], Tensor]] = {}
@@ -363,31 +363,27 @@ def steps(state: State) -> Iterator[Evaluation]:
         state.value, state.displacement, state.error, state.steps = value, displacement, error, step + 1
         if error:
             follow(state)
+        # Of what a node keeps, the last is what moves it.
+        still, moving = ({**each.value, **each.displacement, **each.error} for each in (before, state))
         for name in task.clamping.free:
             # The norm, since errors of values whose squares overflow would make the gradients infinite next.
             if rates is None and not finite(state.value[name]):
                 raise divergence(task, name, step, blamed(now))
-            moved = [kept[name] - former[name] for former, kept in _moving(before, state) if name in kept]
-            largest = max(largest, moved[0].abs().max().item())
+            largest = max(largest, (moving[name] - still[name]).abs().max().item())
         if task.settled(largest, step):
             break
     if rates is not None and state.steps:
         _take_back(rates.judge(Evaluation(attrs.evolve(state), state.last_step).free_energies()), before, state)
 
 
-def _moving(before: State, after: State) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
-    """What moves a node, before and after a step: the first in which it occurs."""
-    for name in ("error", "displacement", "value"):
-        yield getattr(before, name), getattr(after, name)
-
-
 def _take_back(rose: Tensor | None, before: State, after: State) -> bool:
     """Put the samples whose energy rose at a step where they were before it; whether there are any."""
     if rose is None:
         return False
-    for (former, kept), name in zip(_moving(before, after), ("error", "displacement", "value"), strict=True):
-        taken = {n: Rates.take_back(rose, former[n], tensor, tensor.dim() - 1) for n, tensor in kept.items()}
-        setattr(after, name, taken)
+    for part in ("value", "displacement", "error"):
+        former, kept = getattr(before, part), getattr(after, part)
+        taken = {name: Rates.take_back(rose, former[name], kept[name], kept[name].dim() - 1) for name in kept}
+        setattr(after, part, taken)
     return True
 
 

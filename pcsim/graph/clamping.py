@@ -116,6 +116,11 @@ class Clamping:
         return tuple(name for component in self.components for name in component)
 
     @cached_property
+    def place_in_sequence(self) -> Mapping[str, int]:
+        """Place of each node in ``sequence``."""
+        return {name: place for place, name in enumerate(self.sequence)}
+
+    @cached_property
     def multiplied(self) -> tuple[str, ...]:
         """Free nodes that may carry a multiplier: predicted, with a Gaussian energy that counts."""
         return tuple(name for name in self._gaussian if self.network.nodes[name].energy_weight != 0)

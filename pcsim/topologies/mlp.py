@@ -55,7 +55,7 @@ def mlp(
     previous = net.add_node("input", (sizes[0],))
     for depth, (before, after) in enumerate(pairwise(sizes), start=1):
         last = depth == len(sizes) - 1
-        linear = _scaled_linear(before, after, bias)
+        linear = _linear(before, after, bias)
         activated = latents == "before" and depth > 1
         node = net.add_node(
             "output" if last else f"hidden{depth}",
@@ -79,8 +79,8 @@ def _mupc_mlp(sizes: Sequence[int], activation: Callable[[], nn.Module], bias: b
     for k, (before, after) in enumerate(pairwise(sizes), start=1):
         last = k == depth
         node = net.add_node("output" if last else f"hidden{k}", (after,), energy=energy if last else None)
-        linear = _unit_linear(before, after, bias)
-        gain = _MUPC_GAINS["first" if k == 1 else "last" if last else "hidden"](before, depth)
+        linear = _linear(before, after, bias, std=1.0)
+        gain = 1 / math.sqrt(before) if k == 1 else 1 / before if last else 1 / math.sqrt(before * depth)
         net.add_edge(previous, node, linear if k == 1 else nn.Sequential(activation(), linear), gain=gain)
         if 1 < k < depth:
             net.add_edge(previous, node, name=f"skip{k}")
@@ -121,39 +121,32 @@ def residual_mlp(
         GraphError: fewer than one block, or an unknown parametrisation.
     """
     _check_parametrisation("residual_mlp", parametrisation)
-    mupc = parametrisation == "mupc"
-    linear = _unit_linear if mupc else _scaled_linear
-    first_gain, hidden_gain, last_gain = (
-        _MUPC_GAINS[place](features if place == "first" else width, blocks) if mupc else 1.0
-        for place in ("first", "hidden", "last")
-    )
     if blocks < 1:
         raise GraphError(f"residual_mlp: {blocks} blocks given, expected at least 1")
+    std, gains = None, (1.0, 1.0, gain, 1.0)
+    if parametrisation == "mupc":
+        inner, outer = 1 / math.sqrt(width), gain * (1 / math.sqrt(width * blocks))
+        std, gains = 1.0, (1 / math.sqrt(features), inner, outer, 1 / width)
+
+    def activated(after: int) -> nn.Sequential:
+        return nn.Sequential(activation(), _linear(width, after, True, std))
+
     net = Network()
     z = net.add_node("input", (features,))
     stem = net.add_node("stem", (width,))
-    net.add_edge(z, stem, linear(features, width, True), gain=first_gain)
+    net.add_edge(z, stem, _linear(features, width, True, std), gain=gains[0])
     z = stem
     for k in range(1, blocks + 1):
         first, second = net.add_node(f"main{k}a", (width,)), net.add_node(f"main{k}b", (width,))
         total = net.add_node(f"sum{k}", (width,), deterministic=True)
-        inner = 1 / math.sqrt(width) if mupc else 1.0
-        net.add_edge(z, first, nn.Sequential(activation(), linear(width, width, True)), gain=inner)
-        net.add_edge(first, second, nn.Sequential(activation(), linear(width, width, True)), gain=gain * hidden_gain)
+        net.add_edge(z, first, activated(width), gain=gains[1])
+        net.add_edge(first, second, activated(width), gain=gains[2])
         net.add_edge(second, total)
         net.add_edge(z, total, name=f"skip{k}")
         z = total
     output = net.add_node("output", (classes,), energy=energy)
-    net.add_edge(z, output, nn.Sequential(activation(), linear(width, classes, True)), gain=last_gain)
+    net.add_edge(z, output, activated(classes), gain=gains[3])
     return net
-
-
-_MUPC_GAINS: dict[str, Callable[[int, int], float]] = {
-    "first": lambda fan_in, depth: 1 / math.sqrt(fan_in),
-    "hidden": lambda fan_in, depth: 1 / math.sqrt(fan_in * depth),
-    "last": lambda fan_in, depth: 1 / fan_in,
-}
-"""Gains of muPC, by the place of an edge, from what its source has units and the network residual branches."""
 
 
 def _check_parametrisation(function: str, given: str) -> None:
@@ -161,17 +154,10 @@ def _check_parametrisation(function: str, given: str) -> None:
         raise GraphError(f"{function}: parametrisation={given!r} given, expected 'standard' or 'mupc'")
 
 
-def _unit_linear(before: int, after: int, bias: bool) -> nn.Linear:
+def _linear(before: int, after: int, bias: bool, std: float | None = None) -> nn.Linear:
+    """Weights N(0, std²), with 1/fan_in by default, and zero biases."""
     linear = nn.Linear(before, after, bias=bias)
-    nn.init.normal_(linear.weight)
-    if bias:
-        nn.init.zeros_(linear.bias)
-    return linear
-
-
-def _scaled_linear(before: int, after: int, bias: bool) -> nn.Linear:
-    linear = nn.Linear(before, after, bias=bias)
-    nn.init.normal_(linear.weight, std=1 / math.sqrt(before))
+    nn.init.normal_(linear.weight, std=1 / math.sqrt(before) if std is None else std)
     if bias:
         nn.init.zeros_(linear.bias)
     return linear

@@ -309,11 +309,12 @@ class Program:
         if rates is None:
             return False
         rose = rates.judge(free_energies(self._task, self._memory.at_hand(), step, self._compared))
-        for node, before in self._before if rose is not None else ():
-            assert rose is not None
+        if rose is None:
+            return False
+        for node, before in self._before:
             after = node.tensor(node.moving)
             after.copy_(rates.take_back(rose, before, after, len(node.node.shape)))
-        return rose is not None
+        return True
 
     def remember(self) -> None:
         """Keep what is about to move, to be taken back."""
