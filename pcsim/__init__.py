@@ -18,6 +18,7 @@ from pcsim.engine.batched.engine import BatchedEngine
 from pcsim.engine.engine import Engine
 from pcsim.engine.kernels.kernel import Call, Kernel
 from pcsim.engine.kernels.kernel import register as register_kernel
+from pcsim.engine.probe import Probe, Recording
 from pcsim.engine.reference import ReferenceEngine
 from pcsim.errors import EnergyWarning, PCError, PCWarning, PrecisionWarning
 from pcsim.graph.combining import Concatenate, Product, Sum
@@ -75,7 +76,9 @@ __all__ = [
     "PCWarning",
     "PrecisionSchedule",
     "PrecisionWarning",
+    "Probe",
     "Product",
+    "Recording",
     "ReferenceEngine",
     "Relaxation",
     "RelaxedEnergy",

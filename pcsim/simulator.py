@@ -30,6 +30,7 @@ from pcsim.engine.engine import Engine
 from pcsim.engine.landscape import Landscape
 from pcsim.engine.local_rules import divergence, finite, start
 from pcsim.engine.planning.plan import Plan
+from pcsim.engine.probe import Recorded, read_record
 from pcsim.engine.problem import Batch, Clamp, Gradients, State, Task, all_finite
 from pcsim.engine.reading import Reading
 from pcsim.engine.reference import ReferenceEngine
@@ -132,12 +133,15 @@ class Simulator:
 
     # Running
 
-    def infer(self, clamps: Clamps, *, record: bool = False, init: Mapping[str | Node, Tensor] | None = None) -> Trace:
+    def infer(
+        self, clamps: Clamps, *, record: Recorded = False, init: Mapping[str | Node, Tensor] | None = None
+    ) -> Trace:
         """Relax the free nodes; afterwards each node and edge shows its state.
 
         Args:
             clamps: what is given.
-            record: keep every node's energy at every step in the trace.
+            record: what of every step the trace keeps: True for every node's energy; nodes, their names or
+                :class:`Probe` for their values, predictions and errors; or a list of these.
             init: where free nodes start, by node or name, (batch, *shape), instead of where the forward pass, or
                 ``start="previous"``, puts them.
 
@@ -268,19 +272,19 @@ class Simulator:
         scaled = {parameter: nudging.factor * gradient for parameter, gradient in gradients.items()}
         if nudging.centred:
             opposite = nudging.opposite()
-            task = attrs.evolve(state.task, record=False, target_weight=opposite.weight)
+            task = attrs.evolve(state.task, record=False, probes=(), target_weight=opposite.weight)
             other = self.engine.relax(task, attrs.evolve(state.batch, nudge=opposite.place, unread=None))
             for parameter, gradient in self.engine.gradients(other).items():
                 scaled[parameter] = scaled.get(parameter, 0.0) - nudging.factor * gradient
         return scaled
 
-    def update(self, clamps: Clamps, optimizer: Optimizer, *, record: bool = False) -> Trace:
+    def update(self, clamps: Clamps, optimizer: Optimizer, *, record: Recorded = False) -> Trace:
         """Infer and learn on one batch; with the incremental rule, one optimizer step after every inference step.
 
         Args:
             clamps: what is given.
             optimizer: any ``torch.optim`` optimizer of the network's parameters.
-            record: keep every node's energy at every step in the trace.
+            record: what of every step the trace keeps, as of :meth:`infer`.
 
         Raises:
             PCError: as :meth:`infer` and :meth:`learn`; weights and optimizer stay as they were.
@@ -414,13 +418,14 @@ class Simulator:
     def _problem(
         self,
         clamps: Clamps,
-        record: bool,
+        record: Recorded,
         *,
         predicting: bool = False,
         updating: bool = False,
         init: Mapping[str | Node, Tensor] | None = None,
         resting: bool = False,
     ) -> tuple[Task, Batch]:
+        energies, probes = read_record(self.network, record)
         fingerprint = self.network.fingerprint()
         fits, unread = given.read(self.network, clamps, fingerprint.tensor_options)
         first = next(iter(fits.values())).value
@@ -448,7 +453,7 @@ class Simulator:
         # At an equilibrium nothing arrives, so that the arrival rule has nothing to refuse there, or to learn.
         rule = SettledUpdate() if predicting or (resting and self.rule.at_arrival) else self.rule
         each_step = rule.every_step and updating
-        task = Task(clamping, fingerprint, relaxation, rule, each_step, record, place != 1, weight)
+        task = Task(clamping, fingerprint, relaxation, rule, each_step, energies, place != 1, weight, probes)
         relaxation.check(clamping)
         if not predicting:
             self._check_task(task)
@@ -520,7 +525,7 @@ class Simulator:
         self.network.reader = Reading(state)
         names = state.task.clamping.energetic
         recorded = (state.energies, state.error_norms, state.free_energies)
-        return Trace(state.steps, names, state.task.clamping.levels, *recorded)
+        return Trace(state.steps, names, state.task.clamping.levels, *recorded, state.recordings)
 
     def _require(self, purpose: str) -> State:
         if self._state is None:

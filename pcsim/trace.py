@@ -8,6 +8,7 @@ import attrs
 from torch import Tensor
 
 from pcsim import tables
+from pcsim.engine.probe import Recording
 from pcsim.errors import StateError
 from pcsim.graph.node import Node
 
@@ -25,6 +26,7 @@ class Trace:
         error_norms: ‖ε_n‖ of the same states, (steps + 1, nodes, batch); None unless recorded.
         free_energies: F_t, summed over nodes and batch, of the same states with the precision of the step that
             follows (the last row: of the last step), (steps + 1,); None unless recorded.
+        recordings: values, predictions and errors of the same states, by name of the nodes for which they were asked.
     """
 
     steps: int
@@ -33,6 +35,7 @@ class Trace:
     energies: Tensor | None = None
     error_norms: Tensor | None = None
     free_energies: Tensor | None = None
+    recordings: Mapping[str, Recording] = attrs.field(factory=dict)
 
     def energy(self, node: Node | str) -> Tensor:
         """E_n of one node over the relaxation, (steps + 1, batch); StateError unless recorded."""
@@ -42,6 +45,29 @@ class Trace:
         if name not in self.nodes:
             raise StateError(f"node {name!r} has no energy in this run; those that have: {', '.join(self.nodes)}")
         return self.energies[:, self.nodes.index(name)]
+
+    def value(self, node: Node | str) -> Tensor:
+        """v_n of one node over the relaxation, (steps + 1, batch, *shape); StateError unless recorded."""
+        return self._recorded(node, "value")
+
+    def prediction(self, node: Node | str) -> Tensor:
+        """u_n of one node over the relaxation, (steps + 1, batch, *shape); StateError unless recorded."""
+        return self._recorded(node, "prediction")
+
+    def error(self, node: Node | str) -> Tensor:
+        """ε_n of one node over the relaxation, (steps + 1, batch, *shape); StateError unless recorded."""
+        return self._recorded(node, "error")
+
+    def _recorded(self, node: Node | str, part: str) -> Tensor:
+        name = node if isinstance(node, str) else node.name
+        found: Tensor | None = getattr(self.recordings.get(name), part, None)
+        if found is None:
+            kept = [f"{part} of {name!r}" for name, each in self.recordings.items() for part in _kept(each)]
+            raise StateError(
+                f"this trace holds no {part} of node {name!r}, but {', '.join(kept) or 'none at all'}: ask for it with "
+                f"infer(..., record=[{name!r}])"
+            )
+        return found
 
     def _repr_html_(self) -> str:
         caption = f"Trace of {self.steps} steps over {len(self.nodes)} nodes with an energy"
@@ -54,3 +80,7 @@ class Trace:
             rows.append((str(level), ", ".join(self.nodes[place] for place in members), f"{start:.4g}", f"{end:.4g}"))
         headings = ("level", "nodes", "energy per sample at the start", "at the end")
         return tables.html(headings, rows, caption=caption)
+
+
+def _kept(recording: Recording) -> list[str]:
+    return [part for part, tensor in zip(recording._fields, recording, strict=True) if tensor is not None]

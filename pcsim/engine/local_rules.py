@@ -12,6 +12,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from pcsim.engine.probe import Probed
 from pcsim.engine.problem import Batch, Record, State, Task, free_energies, precision_gradient, record
 from pcsim.engine.rates import Rates
 from pcsim.engine.reached import Reached
@@ -387,6 +388,22 @@ def _take_back(rose: Tensor | None, before: State, after: State) -> bool:
     return True
 
 
+def probe(state: State, now: Evaluation | None = None) -> Probed:
+    """What the task's probes see of a state, or of what has been made of it already."""
+    clamping = state.task.clamping
+    now = Evaluation(state, state.last_step, later=True) if now is None else now
+    seen = {}
+    for probe in state.task.probes:
+        name, inner = probe.node, probe.node in clamping.deterministic
+        ask = {
+            "value": now.prediction if inner else now.value.__getitem__,
+            "prediction": now.prediction,
+            "error": (lambda name: torch.zeros_like(now.prediction(name))) if inner else now.error,
+        }
+        seen[name] = {part: probe.chosen(ask[part](name)) for part in probe.of or ()}
+    return seen
+
+
 def multiply(now: Evaluation, state: State) -> None:
     """The multipliers after a step, λ + α ε with ε after the step (SPEC §2), in what is made of a state and in it."""
     growth = state.task.relaxation.multipliers
@@ -477,7 +494,7 @@ def arrived(state: State) -> dict[nn.Parameter, Tensor]:
     At the step at which the error arrives at a node, the parameters of the node and its edges learn from it, and those
     of the deterministic nodes through which it passes.
     """
-    task = attrs.evolve(state.task, record=False)
+    task = attrs.evolve(state.task, record=False, probes=())
     again, reached, total = begin(task, state.batch), Reached(task), dict[nn.Parameter, Tensor]()
     for step, now in enumerate(steps(again)):
         if step == state.steps:

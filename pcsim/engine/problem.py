@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import LearningRule
+from pcsim.engine.probe import Probe, Recording
 from pcsim.graph.clamping import Clamping
 from pcsim.graph.energy import Scale
 from pcsim.graph.fingerprint import Fingerprint
@@ -37,6 +38,7 @@ class Task:
         record: keep the energy of every node before each step and after the last.
         nudged: targets are clamped only a part of the way to what is given.
         target_weight: factor on the targets' energies.
+        probes: what of single nodes is recorded at every step.
     """
 
     clamping: Clamping
@@ -47,6 +49,7 @@ class Task:
     record: bool = False
     nudged: bool = False
     target_weight: float = 1.0
+    probes: tuple[Probe, ...] = ()
 
     @property
     def network(self) -> Network:
@@ -67,6 +70,12 @@ class Task:
     def watched(self) -> bool:
         """Whether the energy is evaluated at every step, so that every prediction is up to date there."""
         return self.record or self.relaxation.least_rate is not None
+
+    @property
+    def probed(self) -> tuple[str, ...]:
+        """Nodes whose prediction is up to date at every step, since it, or what follows from it, is recorded."""
+        following = self.clamping.deterministic.union(self.following)
+        return tuple(p.node for p in self.probes if p.node in following or set(p.of or ()) - {"value"})
 
     @property
     def closes(self) -> bool:
@@ -248,6 +257,7 @@ class State:
         energies: E_n before precision, (steps + 1, nodes with an energy, batch), if asked for.
         error_norms: ‖ε_n‖, of the same shape, if asked for.
         free_energies: F_t from the same states, (steps + 1,), if asked for.
+        recordings: what the task's probes have seen of them, by node name.
         learned: gradients found during the relaxation, where the rule finds some there.
     """
 
@@ -263,6 +273,7 @@ class State:
     energies: Tensor | None = None
     error_norms: Tensor | None = None
     free_energies: Tensor | None = None
+    recordings: Mapping[str, Recording] = attrs.field(factory=dict)
     learned: Gradients = attrs.field(factory=dict)
     counted: bool = False
     """Whether the running statistics have taken this batch in."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from pcsim.engine import local_rules
 from pcsim.engine.engine import Engine
 from pcsim.engine.local_rules import Evaluation
+from pcsim.engine.probe import Probed, recordings
 from pcsim.engine.problem import Batch, Gradients, State, Task
 from pcsim.engine.reached import Reached
 from pcsim.graph.statistics import frozen_statistics
@@ -33,7 +34,7 @@ class ReferenceEngine(Engine):
         learn: Callable[[Gradients], None] | None = None,
     ) -> State:
         """Start feed-forward, then take T inference steps (SPEC §2)."""
-        reached, records = Reached(task), []
+        reached, records, probed = Reached(task), [], list[Probed]()
         waiting: Gradients | None = None
         with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
             state = local_rules.begin(task, batch)
@@ -42,6 +43,8 @@ class ReferenceEngine(Engine):
                     learn(waiting)
                 if task.record:
                     records.append(now.record())
+                if task.probes:
+                    probed.append(local_rules.probe(now.state, now))
                 learning = reached.step(state.steps)
                 if learn is not None:
                     waiting = local_rules.gradients(Evaluation(now.state, state.steps, learning=True), learning)
@@ -53,6 +56,8 @@ class ReferenceEngine(Engine):
             state.value = {**state.value, **{name: end.activity(name) for name in task.clamping.deterministic}}
             if task.record:
                 state.keep([*records, Evaluation(state, state.last_step).record()])
+            if task.probes:
+                state.recordings = recordings(task.probes, [*probed, local_rules.probe(state)])
         return state
 
     def gradients(self, state: State) -> Gradients:

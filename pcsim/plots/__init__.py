@@ -8,6 +8,7 @@ from pcsim.plots.errors import error_histograms
 from pcsim.plots.network import draw, graphviz, svg
 from pcsim.plots.relaxations import energy_by_level, energy_over_steps, error_by_level, error_front, imbalance_by_step
 from pcsim.plots.style import LINES, new_figure
+from pcsim.plots.units import unit_map, unit_raster
 
 __all__ = [
     "LINES",
@@ -23,4 +24,6 @@ __all__ = [
     "new_figure",
     "similarity_by_edge",
     "svg",
+    "unit_map",
+    "unit_raster",
 ]

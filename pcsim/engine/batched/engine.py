@@ -16,6 +16,7 @@ from pcsim.engine.batched.places import Arena
 from pcsim.engine.batched.program import Program
 from pcsim.engine.engine import Engine
 from pcsim.engine.planning.plan import Plan
+from pcsim.engine.probe import Probed, recordings
 from pcsim.engine.problem import Batch, Gradients, State, Task
 from pcsim.errors import DivergenceError, SettingError, StateError
 from pcsim.graph.network import Network
@@ -105,7 +106,7 @@ class BatchedEngine(Engine):
         """Start feed-forward, then take T inference steps (SPEC §2)."""
         program = self._program(task, batch)
         self._latest = None
-        recorded = []
+        recorded, probed = [], list[Probed]()
         with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
             program.load(batch)
             for operation in program.start:
@@ -126,6 +127,8 @@ class BatchedEngine(Engine):
                 program.remember()
                 if task.record:
                     recorded.append(program.record(steps - 1))
+                if task.probes:
+                    probed.append(program.probe())
                 for call in update:
                     call()
                 if learn is not None:
@@ -145,6 +148,8 @@ class BatchedEngine(Engine):
             state = program.state(batch, steps)
             if task.record:
                 state.keep([*recorded, program.record(state.last_step)])
+            if task.probes:
+                state.recordings = recordings(task.probes, [*probed, local_rules.probe(state)])
             if learn is None:
                 state.learned = program.found()
         self._latest, self._versions = (state, program), _versions(task)
@@ -224,7 +229,7 @@ class BatchedEngine(Engine):
         task = program.plan.task
         if not task.learns_each_step:
             try:
-                for _ in local_rules.steps(local_rules.begin(attrs.evolve(task, record=False), batch)):
+                for _ in local_rules.steps(local_rules.begin(attrs.evolve(task, record=False, probes=()), batch)):
                     pass
             except DivergenceError as error:
                 return error

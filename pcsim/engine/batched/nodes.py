@@ -115,6 +115,17 @@ class NodeMemory:
             error = error + (self.tensors["forward_prediction"][row] - prediction)
         return error, torch.zeros_like(error)
 
+    def present(self, part: str, row: int) -> Tensor:
+        """Value, prediction or error of a node as it is now, its prediction being up to date, (batch, *shape)."""
+        if part == "value" and self.group.received:
+            return self.tensors["forward_prediction"][row] + self.tensors["displacement"][row]
+        if part != "error":
+            return self.tensors[part][row]
+        if self.group.following:
+            return self.tensors["error"][row]
+        value, prediction = self.compared(row)
+        return value - prediction
+
     @property
     def moving(self) -> str:
         """Name of the tensor that moves as the nodes do."""

@@ -23,6 +23,7 @@ from pcsim.engine.batched.weights import Stack
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.plan import Plan
 from pcsim.engine.planning.wiring import Factors, Mask, Positions
+from pcsim.engine.probe import Probed
 from pcsim.engine.problem import Batch, Gradients, Record, State, Values, all_finite, free_energies, record
 from pcsim.engine.rates import Rates
 from pcsim.graph.statistics import frozen_statistics
@@ -56,7 +57,7 @@ class Program:
         self._memory, self._message_dtype = Memory(plan, groups, arena), message_dtype
         self._direct = direct_moves and self._may_move_directly()
         # Otherwise displacements start at zero, so that they may be read and added to at any time.
-        self._writes_first = self._direct and not self._task.record
+        self._writes_first = self._direct and not (self._task.record or self._task.probes)
         self._found = Found()
         self.largest = messages.Largest()
         self.start = self._compile_start()
@@ -67,7 +68,7 @@ class Program:
         relaxation, record = self._task.relaxation, self._task.record
         stops = relaxation.tolerance is not None or relaxation.least_rate is not None
         counts = relaxation.temperature > 0 or relaxation.multipliers > 0
-        self.uninterrupted = not (record or stops or counts or self._task.learns_each_step)
+        self.uninterrupted = not (record or self._task.probes or stops or counts or self._task.learns_each_step)
         """Whether nothing happens between two steps."""
         self._views = self._state_views()
         self._valued: dict[int, tuple[Mapping[str, Tensor], dict[str, Tensor]]] = {}
@@ -342,6 +343,14 @@ class Program:
     def record(self, step: int) -> Record:
         """Energies and errors of this state, and F_t with this step's precision."""
         return record(self._task, self._memory.at_hand(), step, self._compared)
+
+    def probe(self) -> Probed:
+        """What the task's probes see of this state."""
+        seen = {}
+        for probe in self._task.probes:
+            memory, row = self._memory.rows[probe.node]
+            seen[probe.node] = {part: probe.chosen(memory.present(part, row)) for part in probe.of or ()}
+        return seen
 
     def _compared(self, name: str) -> tuple[Tensor, Tensor]:
         memory, row = self._memory.rows[name]

@@ -116,7 +116,7 @@ def take_step(
     active = live if leave_out else wiring.energetic
     learns = task.learns_each_step or task.rule.at_arrival
     teaching = _arriving(wiring, before, step) if task.rule.at_arrival else np.zeros_like(live)
-    read = active | teaching | (before.live if task.watched else teaching)
+    read = active | teaching | wiring.probed | (before.live if task.watched else teaching)
     edges, nodes, fresh = refresh(wiring, before, read, leave_out=leave_out)
     hears = wiring.hears | wiring.learns if learns else wiring.hears
     relay = wiring.upstream(active) & hears

@@ -49,6 +49,8 @@ class Wiring:
         restless = np.array([not node.energy_function.rests_at_prediction for node in self.nodes], bool)
         given = self._mask(clamping.full, place) | partial
         self.live_at_start = self.energetic & (given | self._mask(clamping.placed, place) | restless)
+        self.probed = self._mask(task.probed, place)
+        """Nodes whose prediction is recorded."""
         self.following = self._mask(task.following, place)
         """Nodes whose values follow from their errors, which are what moves."""
         self.passing = self.deterministic | self.following
