@@ -2,6 +2,7 @@
 
 from pcsim import data, diagnosis, errors, plots, topologies
 from pcsim.callbacks import BatchRecord, Callback, Checkpoint, EarlyStopping, EpochRecord, History
+from pcsim.clamps import Stream
 from pcsim.conversion import from_sequential, to_module
 from pcsim.dynamics.inference import ErrorRelaxation, Relaxation
 from pcsim.dynamics.learning import (
@@ -86,6 +87,7 @@ __all__ = [
     "Simulator",
     "SoftNudging",
     "Spiking",
+    "Stream",
     "StudentT",
     "Sum",
     "Trace",

@@ -3,24 +3,86 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import attrs
 import torch
 from torch import Tensor
 
 from pcsim.engine.problem import Clamp, Unread
-from pcsim.errors import ClampError
+from pcsim.errors import ClampError, SettingError
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
-from pcsim.messages import listed
+from pcsim.messages import instead_of, listed
 
-Given = Tensor | tuple[Tensor, Tensor]
+
+@attrs.frozen(eq=False)
+class Stream:
+    """A clamp that changes while the network relaxes: a frame for every inference step, or for every few.
+
+    Step t sees frame ⌊t / every⌋, and so does the start the first; after the last step the last frame stays. The start,
+    and with it what :class:`ForwardUpdate` learns from, is that of the first frame.
+
+    Args:
+        frames: (frames, batch, *shape), frames · every being the steps of the relaxation; or a function from the step,
+            0 first, to (batch, *shape), called for every frame before any work starts.
+        every: inference steps for which each frame stays, ≥ 1.
+
+    Raises:
+        SettingError: an argument is none of these.
+    """
+
+    frames: Tensor | Callable[[int], Tensor]
+    every: int = attrs.field(default=1, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
+            raise SettingError(f"Stream: every={self.every!r} given, expected a number of steps of at least 1")
+        if not (isinstance(self.frames, Tensor) or callable(self.frames)):
+            mend = instead_of(self.frames, Tensor, "stack the frames along a first axis (torch.stack)")
+            raise SettingError(
+                f"Stream: frames of type {type(self.frames).__name__} given, expected a tensor (frames, batch, *shape) "
+                f"or a function from the step to (batch, *shape); {mend}"
+            )
+
+    @property
+    def first(self) -> Tensor:
+        """What is given at first, (batch, *shape)."""
+        return self.frames[0] if isinstance(self.frames, Tensor) else self.frames(0)
+
+    def rows(self, rows: slice) -> Stream:
+        """The same of some samples."""
+        frames = self.frames
+        some = frames[:, rows] if isinstance(frames, Tensor) else lambda step: frames(step)[rows]
+        return attrs.evolve(self, frames=some)
+
+    def over(self, name: str, steps: int) -> list[Tensor]:
+        """All frames of so many steps, each (batch, *shape); ClampError where there are more or fewer."""
+        if isinstance(self.frames, Tensor):
+            count = len(self.frames) if self.frames.dim() else 0
+            if count == 0 or count * self.every != steps:
+                raise ClampError(
+                    f"clamp {name!r}: a stream of {count} frames, {self.every} steps each, given, but the relaxation "
+                    f"takes {steps}; give steps / every frames, one first axis for all"
+                )
+            return list(self.frames)
+        if not steps or steps % self.every:
+            raise ClampError(
+                f"clamp {name!r}: a stream of frames for {self.every} steps each given, but the relaxation takes "
+                f"{steps}, which is no multiple of it"
+            )
+        return [self.frames(step) for step in range(0, steps, self.every)]
+
+
+One = Tensor | Stream
+Given = One | tuple[One, Tensor]
 Clamps = Mapping[str, Given] | Mapping[Node, Given] | Mapping[str | Node, Given]
-"""What is given, by node or its name: (batch, *shape), or a pair of that and a boolean mask of the given units."""
+"""What is given, by node or its name: (batch, *shape) or a stream of it, or a pair of that and a boolean mask of the
+given units."""
 
 
 def read(
-    network: Network, clamps: Clamps, options: tuple[torch.dtype, torch.device] | None
+    network: Network, clamps: Clamps, options: tuple[torch.dtype, torch.device] | None, steps: int | str
 ) -> tuple[dict[str, Clamp], Unread | None]:
     """What is given, by node name, and whether it is finite, where that is still to be read from the device.
 
@@ -30,16 +92,19 @@ def read(
         network: whose nodes are clamped.
         clamps: as the user gave them.
         options: dtype and device of the network's parameters; None if it has none.
+        steps: of the relaxation, or why nothing can change within it.
 
     Raises:
         ClampError: a clamp does not fit; names the node.
     """
-    named = _by_name(network, clamps)
+    named, streams = _shown(_by_name(network, clamps), steps)
     values = (given[0] if isinstance(given, tuple) and given else given for given in named.values())
     some = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
     dtype, device = options or network.tensor_options(otherwise=some)
     late = not reads_freely(device)
     fits = {name: _clamp(network, name, given, dtype, device, late) for name, given in named.items()}
+    for name, (frames, every) in streams.items():
+        fits[name] = _streamed(network, name, fits[name], frames, every, late)
     if not fits:
         raise ClampError("nothing is clamped, so the batch size is unknown; clamp at least one node")
     sizes = {name: len(clamp.value) for name, clamp in fits.items()}
@@ -53,6 +118,39 @@ def read(
     return fits, _unread(fits) if late else None
 
 
+def _shown(
+    named: Mapping[str, Given], steps: int | str
+) -> tuple[dict[str, Given], dict[str, tuple[list[Tensor], int]]]:
+    """What is given at first, and of streams all frames with the steps that each lasts."""
+    first: dict[str, Given] = {}
+    streams: dict[str, tuple[list[Tensor], int]] = {}
+    for name, given in named.items():
+        value, *rest = given if isinstance(given, tuple) and given else (given,)
+        first[name] = given
+        if isinstance(value, Stream):
+            if isinstance(steps, str):
+                raise ClampError(f"clamp {name!r}: a stream given, but {steps}; clamp one tensor (batch, *shape)")
+            frames = value.over(name, steps)
+            streams[name] = frames, value.every
+            first[name] = (frames[0], *rest) if rest else frames[0]  # type: ignore[assignment]
+    return first, streams
+
+
+def _streamed(network: Network, name: str, first: Clamp, frames: list[Tensor], every: int, late: bool) -> Clamp:
+    """A clamp with all its frames, each of the shape of the first."""
+    shape, dtype, device = network.nodes[name].shape, first.value.dtype, first.value.device
+    checked = [_value(name, frame, shape, dtype, device).detach() for frame in frames]
+    sizes = {len(frame) for frame in checked}
+    if len(sizes) > 1:
+        raise ClampError(f"clamp {name!r}: frames of {sorted(sizes)} samples given, expected the same number in each")
+    whole = torch.stack(checked)
+    if first.mask is not None:
+        whole = torch.where(first.mask | torch.isfinite(whole), whole, 0)
+    if not late and not bool(torch.isfinite(whole).all()):
+        raise _unfinite(name, masked=first.mask is not None)
+    return attrs.evolve(first, value=whole[0], frames=whole, every=every)
+
+
 def reads_freely(device: torch.device) -> bool:
     """Whether reading a number waits for nothing."""
     return device.type == "cpu"
@@ -61,10 +159,14 @@ def reads_freely(device: torch.device) -> bool:
 def _unread(fits: Mapping[str, Clamp]) -> Unread:
     def refuse() -> None:
         for name, clamp in fits.items():
-            if not bool(torch.isfinite(clamp.value).all()):
+            if not bool(torch.isfinite(_all_of(clamp)).all()):
                 raise _unfinite(name, masked=clamp.mask is not None)
 
-    return Unread(tuple(clamp.value.sum().abs() for clamp in fits.values()), refuse)
+    return Unread(tuple(_all_of(clamp).sum().abs() for clamp in fits.values()), refuse)
+
+
+def _all_of(clamp: Clamp) -> Tensor:
+    return clamp.value if clamp.frames is None else clamp.frames
 
 
 def _unfinite(name: str, *, masked: bool) -> ClampError:

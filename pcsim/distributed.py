@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
 from pcsim import errors
-from pcsim.clamps import Given
+from pcsim.clamps import Given, Stream
 from pcsim.errors import PCError, ProcessError, SettingError
 
 Kind = TypeVar("Kind")
@@ -426,15 +426,20 @@ def _loading(loader: DataLoader[Any], **indices: Any) -> DataLoader[Any]:
 def _size(clamps: Mapping[str, Given]) -> int:
     some = next(iter(clamps.values()))
     value = some[0] if isinstance(some, tuple) else some
+    value = value.first if isinstance(value, Stream) else value
     # What is no batch at all is refused by name where it is clamped.
     return len(value) if isinstance(value, Tensor) and value.dim() else 0
 
 
 def _rows(given: Given, rows: slice) -> Given:
-    if not isinstance(given, tuple):
+    if isinstance(given, Stream):
+        return given.rows(rows)
+    if isinstance(given, Tensor):
         return given[rows]
     value, mask = given
-    return value[rows], mask[rows] if mask.dim() == value.dim() else mask
+    first = value.first if isinstance(value, Stream) else value
+    some = value.rows(rows) if isinstance(value, Stream) else value[rows]
+    return some, mask[rows] if mask.dim() == first.dim() else mask
 
 
 def _on_cpu(tree: Any) -> Any:

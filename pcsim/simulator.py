@@ -427,7 +427,9 @@ class Simulator:
     ) -> tuple[Task, Batch]:
         energies, probes = read_record(self.network, record)
         fingerprint = self.network.fingerprint()
-        fits, unread = given.read(self.network, clamps, fingerprint.tensor_options)
+        steps = self._unchanging(predicting, resting) or self.relaxation.steps
+        fits, unread = given.read(self.network, clamps, fingerprint.tensor_options, steps)
+        streams = tuple((name, clamp.every) for name, clamp in fits.items() if clamp.frames is not None)
         first = next(iter(fits.values())).value
         if len(first) == 1 and not predicting:
             checks.single_sample(self.network)
@@ -453,7 +455,7 @@ class Simulator:
         # At an equilibrium nothing arrives, so that the arrival rule has nothing to refuse there, or to learn.
         rule = SettledUpdate() if predicting or (resting and self.rule.at_arrival) else self.rule
         each_step = rule.every_step and updating
-        task = Task(clamping, fingerprint, relaxation, rule, each_step, energies, place != 1, weight, probes)
+        task = Task(clamping, fingerprint, relaxation, rule, each_step, energies, place != 1, weight, probes, streams)
         relaxation.check(clamping)
         if not predicting:
             self._check_task(task)
@@ -462,6 +464,20 @@ class Simulator:
         begun = {name: value for name, value in begun.items() if name in clamping.placed}
         late = self.checks_late and not given.reads_freely(first.device)
         return task, Batch(fits, len(first), first.dtype, first.device, seed, place, begun, unread, late)
+
+    def _unchanging(self, predicting: bool, resting: bool) -> str:
+        """Why no clamp can change within a run; empty where one can."""
+        if predicting:
+            return "predict takes no time"
+        if resting:
+            return "an equilibrium is that of one clamp"
+        if self.rule.backprop:
+            return "backprop takes no inference step"
+        if self.relaxation.hold_predictions:
+            return "predictions are held (hold_predictions=True), so that nothing would follow from it"
+        if self.relaxation.least_rate is not None:
+            return "with least_rate= a step that raises the energy is taken back, and a new frame may raise it"
+        return ""
 
     def _carried(self, fits: Mapping[str, Clamp]) -> dict[str, Tensor]:
         """Values of the last run that ``start="previous"`` begins with: of nodes and a batch of the same size."""

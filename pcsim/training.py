@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pcsim import io
 from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
-from pcsim.clamps import Clamps, Given
+from pcsim.clamps import Clamps, Given, Stream
 from pcsim.distributed import Processes, Shares
 from pcsim.errors import DivergenceError, FileError, SettingError
 from pcsim.graph.network import Network
@@ -389,7 +389,8 @@ class Trainer:
     ) -> dict[str, Tensor]:
         given = None if self.target is None else clamps.get(self.target)
         target = given[0] if isinstance(given, tuple) else given
-        measured = measure_all(self.metrics, Outcome(self.simulator.network, target, output, trace))
+        shown = target.first if isinstance(target, Stream) else target
+        measured = measure_all(self.metrics, Outcome(self.simulator.network, shown, output, trace))
         means.add(measured, samples)
         return measured
 

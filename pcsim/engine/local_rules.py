@@ -262,7 +262,7 @@ class Evaluation:
 
 def start(task: Task, batch: Batch) -> State:
     """The feed-forward start, and the stated rule where no forward pass gives a value (SPEC §2, Start)."""
-    clamping, nodes = task.clamping, task.network.nodes
+    clamping, nodes, batch = task.clamping, task.network.nodes, batch.at(0)
     value: dict[str, Tensor] = {}
     prediction: dict[str, Tensor] = {}
     for component in clamping.components:
@@ -340,6 +340,9 @@ def steps(state: State) -> Iterator[Evaluation]:
     rates = None if task.relaxation.least_rate is None else Rates(task.relaxation, batch)
     before = attrs.evolve(state)
     for step in range(task.relaxation.steps):
+        if step:
+            _show(state, step)
+            batch = state.batch
         now = Evaluation(attrs.evolve(state), step)
         if rates is not None and _take_back(rates.judge(now.free_energies()), before, state):
             now = Evaluation(attrs.evolve(state), step)
@@ -375,6 +378,21 @@ def steps(state: State) -> Iterator[Evaluation]:
             break
     if rates is not None and state.steps:
         _take_back(rates.judge(Evaluation(attrs.evolve(state), state.last_step).free_energies()), before, state)
+
+
+def _show(state: State, step: int) -> None:
+    """Put the frames of a step in the place of those before."""
+    task, changing = state.task, state.task.changing(step - 1)
+    if not changing:
+        return
+    state.batch = state.batch.at(step)
+    shown = {name: state.batch.clamped(name, state.value[name]) for name in changing}
+    if task.nudged:
+        for name in set(changing).intersection(task.clamping.targets):
+            shown[name] = torch.lerp(state.forward_prediction[name], shown[name], state.batch.nudge)
+    state.value = {**state.value, **shown}
+    if task.following:
+        follow(state)
 
 
 def _take_back(rose: Tensor | None, before: State, after: State) -> bool:

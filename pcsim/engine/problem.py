@@ -39,6 +39,7 @@ class Task:
         nudged: targets are clamped only a part of the way to what is given.
         target_weight: factor on the targets' energies.
         probes: what of single nodes is recorded at every step.
+        streams: clamped nodes that are given anew during the relaxation, with the steps that each frame lasts.
     """
 
     clamping: Clamping
@@ -50,6 +51,7 @@ class Task:
     nudged: bool = False
     target_weight: float = 1.0
     probes: tuple[Probe, ...] = ()
+    streams: tuple[tuple[str, int], ...] = ()
 
     @property
     def network(self) -> Network:
@@ -105,10 +107,17 @@ class Task:
         """π_n(t) w_n: a number, 0-d or (*shape)."""
         return self.weight(node) * self.precision(node, step)
 
+    def changing(self, step: int) -> tuple[str, ...]:
+        """Clamped nodes whose next frame takes its place once a step has been taken."""
+        last = step + 1 >= self.relaxation.steps
+        return () if last else tuple(name for name, every in self.streams if (step + 1) % every == 0)
+
     def settled(self, largest_update: float, step: int) -> bool:
-        """Whether the relaxation may stop: its updates are small, and every error has arrived."""
-        tolerance = self.relaxation.tolerance
-        return tolerance is not None and largest_update < tolerance and step >= max(self.arrivals.values(), default=0)
+        """Whether the relaxation may stop: its updates are small, every error has arrived, and so has every frame."""
+        tolerance, last = self.relaxation.tolerance, self.relaxation.steps - 1
+        shown = (last - last % every for _, every in self.streams)
+        settled = tolerance is not None and largest_update < tolerance
+        return settled and step >= max([*self.arrivals.values(), *shown], default=0)
 
     @property
     def arrivals(self) -> dict[str, int]:
@@ -124,10 +133,18 @@ class Clamp:
     Args:
         value: (batch, *shape).
         mask: which units are given, bool, (*shape) or (batch, *shape); None for all.
+        frames: what takes the value's place in turn, itself first, (frames, batch, *shape); None where it stays.
+        every: inference steps for which each frame stays.
     """
 
     value: Tensor
     mask: Tensor | None = None
+    frames: Tensor | None = None
+    every: int = 1
+
+    def at(self, step: int) -> Clamp:
+        """What is given at a step."""
+        return self if self.frames is None else attrs.evolve(self, value=self.frames[step // self.every])
 
     def onto(self, value: Tensor | None) -> Tensor:
         """The clamped units from here, the others from ``value``."""
@@ -195,6 +212,12 @@ class Batch:
         if node.name in self.start:
             return self.start[node.name].clone(memory_format=torch.contiguous_format)
         return torch.zeros(self.size, *node.shape, dtype=self.dtype, device=self.device)
+
+    def at(self, step: int) -> Batch:
+        """What is given at a step; the same batch where nothing changes."""
+        if all(clamp.frames is None for clamp in self.clamps.values()):
+            return self
+        return attrs.evolve(self, clamps={name: clamp.at(step) for name, clamp in self.clamps.items()})
 
     def clamped(self, name: str, value: Tensor) -> Tensor:
         """A node's value with what is given of it put in."""

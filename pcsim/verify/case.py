@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from pcsim.clamps import Clamps
+from pcsim.clamps import Clamps, Stream
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import LearningRule, SettledUpdate
 from pcsim.engine.engine import Engine
@@ -129,7 +129,12 @@ def in_float64(
     named: NamedClamps = {}
     for node, given in clamps.items():
         name = node.name if isinstance(node, Node) else node
-        named[name] = (given[0].double(), given[1]) if isinstance(given, tuple) else given.double()
+        value, *mask = given if isinstance(given, tuple) else (given,)
+        if isinstance(value, Stream):
+            raise SettingError(
+                f"clamp {name!r}: a stream given, but checks look at one state at a time; give one tensor"
+            )
+        named[name] = (value.double(), mask[0]) if mask else value.double()
     return Case(
         own, named, Relaxation() if relaxation is None else relaxation, SettledUpdate() if rule is None else rule
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from pcsim.clamps import Clamps
+from pcsim.clamps import Clamps, Given, Stream
 from pcsim.dynamics.inference import Relaxation
 from pcsim.dynamics.learning import LearningRule
 from pcsim.graph.combining import Sum
@@ -150,9 +150,12 @@ def _edge_code(edge: Edge, shared: Mapping[nn.Module, str], writer: Writer) -> s
     return f"net.add_edge({', '.join(said)}, name={edge.name!r})"
 
 
-def _clamp_code(given: Tensor | tuple[Tensor, Tensor], writer: Writer) -> str:
+def _clamp_code(given: Given, writer: Writer) -> str:
     if isinstance(given, tuple):
-        return f"({writer.tensor(given[0])}, {writer.tensor(given[1])})"
+        return f"({_clamp_code(given[0], writer)}, {writer.tensor(given[1])})"
+    if isinstance(given, Stream):
+        frames = writer.tensor(given.frames) if isinstance(given.frames, Tensor) else writer.value(given.frames)
+        return f"pcsim.Stream({frames}, every={given.every})"
     return writer.tensor(given)
 
 

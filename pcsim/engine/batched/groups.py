@@ -207,6 +207,7 @@ def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
             None if together else node.name,
             node.name in clamping.full,
             node.name in clamping.partial,
+            bool(wiring.streamed[position]),
             bool(wiring.deterministic[position]),
             bool(plan.received[position]),
             bool(wiring.following[position]),

@@ -45,6 +45,7 @@ class NodeMemory:
         self.names = [member.name for member in group.nodes]
         clamping = plan.task.clamping
         self.partial = node.name in clamping.partial
+        self.streamed = bool(plan.wiring.streamed[group.positions[0]])
         self.starts_forward = node.predicted and not group.given and node.name not in clamping.placed
         self.energy_weight, self.own_precision = (
             own[group.positions] for own in (plan.wiring.energy_weight, plan.wiring.own_precision)
@@ -65,7 +66,7 @@ class NodeMemory:
         """What is kept of the start, and what it is copied from."""
         if node.predicted and self.tensors["forward_prediction"] is not self.tensors["prediction"]:
             self.copies.append((self.tensors["forward_prediction"], self.tensors["prediction"]))
-        if group.given:
+        if group.given and not self.streamed:
             self.tensors["forward_value"] = self.tensors["value"]
         elif self.starts_forward and not self.partial:
             self.tensors["forward_value"] = self.tensors["forward_prediction"]
@@ -173,8 +174,7 @@ class NodeMemory:
         """Take over a batch: clamped values, and the start of what no forward pass reaches."""
         value = self.tensors["value"]
         if self.group.given:
-            for row, name in enumerate(self.names):
-                value[row].copy_(batch.clamps[name].value)
+            self.show()
         elif not self.starts_forward and not self.group.deterministic:
             for row, node in enumerate(self.group.nodes):
                 value[row].copy_(batch.origin(node))
@@ -182,6 +182,14 @@ class NodeMemory:
                 self.clamp()
         if not plan.task.relaxation.plain and not (self.group.given or self.group.deterministic):
             self.tensor("velocity").zero_()  # another program of the same arena may have left its own in it
+
+    def show(self) -> None:
+        """Put what is given of these nodes in the place of their values."""
+        if not self.group.given:
+            self.clamp()
+            return
+        for row, name in enumerate(self.names):
+            self.tensors["value"][row].copy_(self._batch().clamps[name].value)
 
     def clamp(self) -> None:
         """Put the given units of partially clamped nodes back."""

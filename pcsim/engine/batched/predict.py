@@ -166,4 +166,6 @@ def form(memory: Memory, operations: list[Operation], nodes: Mask) -> None:
 def nudge(memory: Memory, node: NodeMemory) -> None:
     """Put a target a part of the way from its forward prediction to what is given."""
     value = node.tensor("value")
-    torch.lerp(node.tensor("prediction"), value, memory.at_hand().nudge, out=value)
+    torch.lerp(
+        node.tensor("forward_prediction" if memory.step else "prediction"), value, memory.at_hand().nudge, out=value
+    )

@@ -68,7 +68,7 @@ class Program:
         relaxation, record = self._task.relaxation, self._task.record
         stops = relaxation.tolerance is not None or relaxation.least_rate is not None
         counts = relaxation.temperature > 0 or relaxation.multipliers > 0
-        self.uninterrupted = not (record or self._task.probes or stops or counts or self._task.learns_each_step)
+        self.uninterrupted = not (record or stops or counts or self._watches or self._task.learns_each_step)
         """Whether nothing happens between two steps."""
         self._views = self._state_views()
         self._valued: dict[int, tuple[Mapping[str, Tensor], dict[str, Tensor]]] = {}
@@ -92,6 +92,11 @@ class Program:
         return plain and gaussian and not (read_late or given)
 
     @property
+    def _watches(self) -> bool:
+        """Whether values are looked at, or given anew, between two steps."""
+        return bool(self._task.probes or self._task.streams)
+
+    @property
     def _learns_on_the_way(self) -> bool:
         return any(bool(phase.learn.any()) for phase in self.plan.phases)
 
@@ -99,7 +104,7 @@ class Program:
 
     def load(self, batch: Batch) -> None:
         """Take over what a new batch gives: clamps, masks, the seed of random draws; and the present weights."""
-        self._memory.batch = batch
+        self._memory.batch, self._memory.step = batch.at(0), 0
         relaxation = self._task.relaxation
         self._memory.rates = None if relaxation.least_rate is None else Rates(relaxation, batch)
         self._bring_weights()
@@ -123,6 +128,7 @@ class Program:
             if node.reads_prediction_at_start:
                 copy = partial(node.tensor("value").copy_, node.tensor("prediction"))
                 operations.append(Operation("copy", copy, node.names))
+        operations += [Operation("nudge", partial(nudge, memory, node), node.names) for node in self._nudged]
         for node in memory.nodes:
             if self._wiring.multiplied[node.group.positions].any():
                 operations.append(Operation("zero", node.tensor("multiplier").zero_, node.names))
@@ -134,10 +140,12 @@ class Program:
                 operations.append(Operation("zero", node.tensor("displacement").zero_, node.names))
             for kept, original in node.copies:
                 operations.append(Operation("keep", partial(kept.copy_, original), node.names))
-        if self._task.nudged:
-            targets = [node for node in memory.nodes if node.group.given and node.node.incoming]
-            operations += [Operation("nudge", partial(nudge, memory, node), node.names) for node in targets]
         return operations
+
+    @property
+    def _nudged(self) -> list[NodeMemory]:
+        nudged = (node for node in self._memory.nodes if node.group.given and node.node.incoming)
+        return list(nudged) if self._task.nudged else []
 
     def _depths(self) -> Positions:
         """How many predictions lie before each node's own in the forward pass; 0 where none gives its value."""
@@ -293,8 +301,18 @@ class Program:
         return chain.from_iterable(chain.from_iterable(map(self.calls.__getitem__, self.plan.sequence)))
 
     def at(self, step: int) -> None:
-        """Say which step is being taken."""
-        self._memory.step = step
+        """Say which step is being taken, and show its frames."""
+        memory = self._memory
+        memory.step = step
+        changing = self._task.changing(step - 1) if step else ()
+        if changing:
+            memory.batch = memory.at_hand().at(step)
+            changed = [node for node in memory.nodes if node.streamed and not set(changing).isdisjoint(node.names)]
+            for node in changed:
+                node.show()
+            for node in self._nudged:
+                if node in changed:
+                    nudge(memory, node)
 
     def close(self, steps: int) -> None:
         """Bring what follows from the last step up to date with it: predictions, and multipliers."""
@@ -458,7 +476,16 @@ class Program:
         follows = ((name, *self._memory.rows[name]) for name in self._task.following)
         error = {name: memory.tensor("error")[row] for name, memory, row in follows}
         views = self._views[1], self._views[2]
-        return State(self._task, batch, value, *views, displacement, steps, error=error, multiplier=multiplier)
+        return State(
+            self._task,
+            batch.at(max(steps - 1, 0)),
+            value,
+            *views,
+            displacement,
+            steps,
+            error=error,
+            multiplier=multiplier,
+        )
 
     def __str__(self) -> str:
         lines = [str(self.groups), "start:", *self._stacked(), *(f"  {each}" for each in self.start)]

@@ -126,7 +126,8 @@ def take_step(
     form = forming(wiring, before, edges, learn) | following(wiring, before, nodes, read)
     moving = move if leave_out else wiring.free
     phase = Phase(edges, nodes, active, relay, message, learn, moving, before.moved, form, schedule * active)
-    return phase, _after(task, wiring, attrs.evolve(fresh, formed=before.formed | form), move, learn)
+    changed = move | wiring.changing(step)
+    return phase, _after(task, wiring, attrs.evolve(fresh, formed=before.formed | form), changed, learn)
 
 
 def _arriving(wiring: Wiring, before: Liveness, step: int) -> Mask:

@@ -122,6 +122,7 @@ class Plan:
         once = (active == 1) & ~self._after(None).predicted & ~np.isnan(wiring.own_precision)
         once &= last == wiring.level if rule.at_arrival else (heard < last) & wiring.proportional
         # Deterministic nodes that learn gather several errors, each with a factor of its own.
+        once &= ~wiring.streamed  # what was sent was another frame's
         known = once & ~wiring.any_of(wiring.between & wiring.learns[wiring.source], wiring.target)
         weight = wiring.energy_weight[known]
         sent = scale[known] * weight * wiring.own_precision[known]

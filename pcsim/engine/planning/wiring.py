@@ -24,12 +24,12 @@ class Wiring:
     """
 
     def __init__(self, task: Task) -> None:
-        clamping, network = task.clamping, task.network
+        clamping, network, self._task = task.clamping, task.network, task
         self.held = task.held
         """Whether predictions stay those of the forward pass."""
         self.nodes = list(network.nodes.values())
         self.edges = list(network.edges.values())
-        place = {node.name: position for position, node in enumerate(self.nodes)}
+        self._place = place = {node.name: position for position, node in enumerate(self.nodes)}
         self.source = np.array([place[edge.source_name] for edge in self.edges], np.intp)
         self.target = np.array([place[edge.target_name] for edge in self.edges], np.intp)
         self.free = self._mask(clamping.free, place)
@@ -49,6 +49,8 @@ class Wiring:
         restless = np.array([not node.energy_function.rests_at_prediction for node in self.nodes], bool)
         given = self._mask(clamping.full, place) | partial
         self.live_at_start = self.energetic & (given | self._mask(clamping.placed, place) | restless)
+        self.streamed = self._mask((name for name, _ in task.streams), place)
+        """Clamped nodes that are given anew during the relaxation."""
         self.probed = self._mask(task.probed, place)
         """Nodes whose prediction is recorded."""
         self.following = self._mask(task.following, place)
@@ -79,6 +81,10 @@ class Wiring:
         for generation, into in self.generations:
             passed = self.any_of(into & (self.deterministic & self.learns)[self.source], self.target)
             self.learns[generation] |= passed[generation]
+
+    def changing(self, step: int) -> Mask:
+        """Clamped nodes whose next frame takes its place once a step has been taken."""
+        return self._mask(self._task.changing(step), self._place)
 
     def _find_parameters(self, task: Task) -> None:
         place = {parameter: position for position, parameter in enumerate(task.fingerprint.parameters)}
