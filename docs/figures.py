@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.colors import LogNorm
@@ -259,7 +260,31 @@ def tutorial() -> Figure:
     return figure
 
 
-DRAWN = (anatomy, schedules, descent, relaxation, similarity, depth, auxiliary, own, folded, skip, plan, tutorial)
+def turning() -> Figure:
+    """Errors of a digit's pixels while it turns: the run of the guide to sequences."""
+    page = (FOLDER.parent / "guides" / "sequences.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    figure = plots.new_figure(6.5, 3.4)
+    plots.unit_map(names["trace"], "image", figure=figure)
+    return figure
+
+
+DRAWN = (
+    anatomy,
+    schedules,
+    descent,
+    relaxation,
+    similarity,
+    depth,
+    auxiliary,
+    own,
+    folded,
+    skip,
+    plan,
+    tutorial,
+    turning,
+)
 FIGURES: dict[str, Callable[[], Figure]] = {function.__name__: function for function in DRAWN}
 
 
