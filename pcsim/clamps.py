@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pcsim.engine.problem import Clamp, Unread
 from pcsim.errors import ClampError, SettingError
+from pcsim.graph import checks
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.messages import instead_of, listed
@@ -149,6 +150,65 @@ def _streamed(network: Network, name: str, first: Clamp, frames: list[Tensor], e
     if not late and not bool(torch.isfinite(whole).all()):
         raise _unfinite(name, masked=first.mask is not None)
     return attrs.evolve(first, value=whole[0], frames=whole, every=every)
+
+
+def read_precision(
+    network: Network, precision: Mapping[str | Node, Tensor], clamps: Mapping[str, Clamp], unread: Unread | None
+) -> tuple[dict[str, Tensor], Unread | None]:
+    """Nodes' own precisions trial by trial, (batch, *shape) or (batch, 1, ...), and what is still to be read.
+
+    Args:
+        network: whose nodes they are.
+        precision: as the user gave it.
+        clamps: what is given beside it.
+        unread: of those; None where all is read at once.
+
+    Raises:
+        ClampError: a precision does not fit, or its node has none; names the node.
+    """
+    first = next(iter(clamps.values())).value
+    found = {}
+    for name, value in _by_name(network, precision, "precision").items():
+        if name not in network.nodes:
+            raise ClampError(f"precision {name!r}: no such node; the network has {listed(network.nodes)}")
+        node = network.nodes[name]
+        if not node.predicted or node.deterministic or node.log_precision is not None:
+            why = "learns its own" if node.log_precision is not None else "has no error of its own to weigh"
+            raise ClampError(f"precision {name!r}: the node {why}; leave it out")
+        if isinstance(value, Tensor) and value.dim() == 1:
+            value = value.view(-1, *[1] * len(node.shape))
+        alone = isinstance(value, Tensor) and tuple(value.shape[1:]) == (1,) * len(node.shape)
+        given = _value(
+            name, value, (1,) * len(node.shape) if alone else node.shape, first.dtype, first.device, "precision"
+        )
+        if len(given) != len(first):
+            raise ClampError(
+                f"precision {name!r}: batch of {len(given)} given, expected {len(first)}, as of the clamps"
+            )
+        checks.energy(node, node.energy_function, per_unit=not alone)
+        found[name] = given.detach()
+
+    def refuse() -> None:
+        if unread is not None:
+            unread.refuse()
+        for name, value in found.items():
+            if not bool(((value >= 0) & torch.isfinite(value)).all()):
+                raise ClampError(f"precision {name!r}: holds a negative number, NaN or infinity; give at least 0")
+
+    if unread is None:
+        refuse()
+        return found, None
+    sizes = (torch.where(value >= 0, value, math.nan).sum() for value in found.values())
+    return found, Unread((*unread.sizes, *sizes), refuse)
+
+
+def with_constants(network: Network, clamps: dict[str, Clamp]) -> dict[str, Clamp]:
+    """What is given, and the constant nodes that are not."""
+    first = next(iter(clamps.values())).value
+    for name, constant in network.constants.items():
+        if name not in clamps:
+            clamps[name] = Clamp(first.new_full((len(first), *network.nodes[name].shape), constant))
+    return clamps
 
 
 def reads_freely(device: torch.device) -> bool:

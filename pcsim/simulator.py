@@ -46,6 +46,8 @@ from pcsim.messages import instead_of, listed
 from pcsim.trace import Trace
 
 _hooks, _later_hooks = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")
+ByNode = Mapping[str | Node, Tensor]
+"""A tensor for each of some nodes, by node or name."""
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (BatchedEngine, ReferenceEngine)}
 
 
@@ -134,7 +136,12 @@ class Simulator:
     # Running
 
     def infer(
-        self, clamps: Clamps, *, record: Recorded = False, init: Mapping[str | Node, Tensor] | None = None
+        self,
+        clamps: Clamps,
+        *,
+        record: Recorded = False,
+        init: ByNode | None = None,
+        precision: ByNode | None = None,
     ) -> Trace:
         """Relax the free nodes; afterwards each node and edge shows its state.
 
@@ -144,6 +151,8 @@ class Simulator:
                 :class:`Probe` for their values, predictions and errors; or a list of these.
             init: where free nodes start, by node or name, (batch, *shape), instead of where the forward pass, or
                 ``start="previous"``, puts them.
+            precision: what nodes' own precisions are in this run, trial by trial: (batch,) or (batch, *shape), by node
+                or name. The weights learn with precision left out (SPEC §4), except by the incremental rule.
 
         Raises:
             ClampError: a clamp does not fit.
@@ -152,14 +161,15 @@ class Simulator:
             DivergenceError: a latent became NaN or infinite; the last good state stays.
         """
         with self._turn():
-            return self._finish(self._relax(*self._problem(clamps, record, init=init)))
+            return self._finish(self._relax(*self._problem(clamps, record, init=init, precision=precision)))
 
     def equilibrium(
         self,
         clamps: Clamps,
         *,
         tolerance: float | None = None,
-        init: Mapping[str | Node, Tensor] | None = None,
+        init: ByNode | None = None,
+        precision: ByNode | None = None,
     ) -> Trace:
         """Put the free nodes where the energy rests; afterwards each node and edge shows that state.
 
@@ -171,6 +181,7 @@ class Simulator:
             clamps: what is given.
             tolerance: the largest derivative of F by a free unit, > 0; by default 1e-10 in float64 and 1e-4 in float32.
             init: where to start, as of :meth:`infer`.
+            precision: trial by trial, as of :meth:`infer`.
 
         Raises:
             ConvergenceError: no such place was found.
@@ -182,7 +193,7 @@ class Simulator:
         if self.relaxation.hold_predictions:
             raise SettingError("equilibrium: predictions are held (hold_predictions=True), which has no energy to rest")
         with self._turn():
-            task, batch = self._problem(clamps, False, init=init, resting=True)
+            task, batch = self._problem(clamps, False, init=init, precision=precision, resting=True)
             with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
                 landscape = Landscape(start(task, batch))
             if tolerance is None:
@@ -278,19 +289,22 @@ class Simulator:
                 scaled[parameter] = scaled.get(parameter, 0.0) - nudging.factor * gradient
         return scaled
 
-    def update(self, clamps: Clamps, optimizer: Optimizer, *, record: Recorded = False) -> Trace:
+    def update(
+        self, clamps: Clamps, optimizer: Optimizer, *, record: Recorded = False, precision: ByNode | None = None
+    ) -> Trace:
         """Infer and learn on one batch; with the incremental rule, one optimizer step after every inference step.
 
         Args:
             clamps: what is given.
             optimizer: any ``torch.optim`` optimizer of the network's parameters.
             record: what of every step the trace keeps, as of :meth:`infer`.
+            precision: trial by trial, as of :meth:`infer`.
 
         Raises:
             PCError: as :meth:`infer` and :meth:`learn`; weights and optimizer stay as they were.
         """
         with self._turn():
-            task, batch = self._problem(clamps, record, updating=True)
+            task, batch = self._problem(clamps, record, precision=precision, updating=True)
             self._require_target(task, batch)
             self._check_optimizer(optimizer, task.fingerprint)
             if not self.rule.every_step:
@@ -377,12 +391,16 @@ class Simulator:
             self.engine.update_statistics(state)
             state.counted = True
 
-    def predict(self, clamps: Clamps) -> dict[str, Tensor]:
+    def predict(self, clamps: Clamps, *, precision: ByNode | None = None) -> dict[str, Tensor]:
         """Values of all nodes, given some (SPEC §2, Test); the state that nodes and edges show stays as it is.
 
         One forward pass where that is exact (no cycle, no clamped node with incoming edges, no free root without a
         prior), in evaluation mode. Otherwise a relaxation with constant precision, since no error arrives from a
         target.
+
+        Args:
+            clamps: what is given.
+            precision: trial by trial, as of :meth:`infer`.
 
         Raises:
             PCError: as :meth:`infer`.
@@ -391,7 +409,7 @@ class Simulator:
             Value by node name, (batch, *shape), in tensors of the caller's own.
         """
         with self._turn(), in_mode(self.network, training=False):
-            task, batch = self._problem(clamps, record=False, predicting=True)
+            task, batch = self._problem(clamps, record=False, precision=precision, predicting=True)
             if task.clamping.feedforward:
                 return self.engine.predict(task, batch)
             reading = Reading(self.engine.relax(task, batch))
@@ -422,7 +440,8 @@ class Simulator:
         *,
         predicting: bool = False,
         updating: bool = False,
-        init: Mapping[str | Node, Tensor] | None = None,
+        init: ByNode | None = None,
+        precision: ByNode | None = None,
         resting: bool = False,
     ) -> tuple[Task, Batch]:
         energies, probes = read_record(self.network, record)
@@ -433,10 +452,15 @@ class Simulator:
         first = next(iter(fits.values())).value
         if len(first) == 1 and not predicting:
             checks.single_sample(self.network)
+        if self.network.constants:
+            fits = given.with_constants(self.network, fits)
         begun = {} if predicting else self._carried(fits)
         if init is not None:
             placed, unread = given.read_start(self.network, init, fits, unread)
             begun |= placed
+        weighed = dict[str, Tensor]()
+        if precision is not None:
+            weighed, unread = given.read_precision(self.network, precision, fits, unread)
         if unread is not None and (predicting or resting or not self.engine.reads_late):
             all_finite((), unread)
             unread = None
@@ -455,7 +479,19 @@ class Simulator:
         # At an equilibrium nothing arrives, so that the arrival rule has nothing to refuse there, or to learn.
         rule = SettledUpdate() if predicting or (resting and self.rule.at_arrival) else self.rule
         each_step = rule.every_step and updating
-        task = Task(clamping, fingerprint, relaxation, rule, each_step, energies, place != 1, weight, probes, streams)
+        task = Task(
+            clamping,
+            fingerprint,
+            relaxation,
+            rule,
+            each_step,
+            energies,
+            place != 1,
+            weight,
+            probes,
+            streams,
+            frozenset(weighed),
+        )
         relaxation.check(clamping)
         if not predicting:
             self._check_task(task)
@@ -463,7 +499,7 @@ class Simulator:
         seed = int(torch.randint(2**31, ()).item()) if draws else 0
         begun = {name: value for name, value in begun.items() if name in clamping.placed}
         late = self.checks_late and not given.reads_freely(first.device)
-        return task, Batch(fits, len(first), first.dtype, first.device, seed, place, begun, unread, late)
+        return task, Batch(fits, len(first), first.dtype, first.device, seed, place, begun, unread, late, weighed)
 
     def _unchanging(self, predicting: bool, resting: bool) -> str:
         """Why no clamp can change within a run; empty where one can."""

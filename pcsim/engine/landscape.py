@@ -65,7 +65,7 @@ class Landscape:
         total = units.new_zeros(())
         for name in clamping.energetic:
             unit = nodes[name].energy_function.unit_energy(value[name], prediction[name])
-            total = total + (task.scale(name, 0) * unit).sum()
+            total = total + (task.scale(name, 0, self._batch) * unit).sum()
         return total
 
     def _leaf(self, units: Vector) -> Tensor:

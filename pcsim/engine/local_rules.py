@@ -152,7 +152,7 @@ class Evaluation:
         """The factor on a node's energy: π w, or, for what the weights learn from, what their rule says (SPEC §4)."""
         if self._learning and not self.task.rule.every_step:
             return self.task.weight(name)
-        return self.task.scale(name, self._step)
+        return self.task.scale(name, self._step, self.batch)
 
     def descent(self, name: str) -> Tensor:
         """−∂F_t/∂v_n = −∂(π_n w_n E_n)/∂v_n + Σ m_e over outgoing e, (batch, *shape)."""

@@ -40,6 +40,7 @@ class Task:
         target_weight: factor on the targets' energies.
         probes: what of single nodes is recorded at every step.
         streams: clamped nodes that are given anew during the relaxation, with the steps that each frame lasts.
+        weighed: nodes whose own precision comes with the batch.
     """
 
     clamping: Clamping
@@ -52,6 +53,7 @@ class Task:
     target_weight: float = 1.0
     probes: tuple[Probe, ...] = ()
     streams: tuple[tuple[str, int], ...] = ()
+    weighed: frozenset[str] = frozenset()
 
     @property
     def network(self) -> Network:
@@ -93,9 +95,16 @@ class Task:
         """The schedule's factor on a node's own precision at a step."""
         return self.relaxation.precision.at(step, self.clamping.levels.get(node), self.relaxation.steps)
 
-    def precision(self, node: str, step: int) -> Scale:
-        """π_n(t) at the node's present own precision: a number, 0-d or (*shape)."""
-        own = self.network.nodes[node].own_precision
+    def number(self, node: str) -> float | None:
+        """The node's own precision where it is a number in every run of the task."""
+        part = self.network.nodes[node]
+        own = part.own_precision if part.log_precision is None and node not in self.weighed else None
+        return own if isinstance(own, float) else None
+
+    def precision(self, node: str, step: int, batch: Batch) -> Scale:
+        """π_n(t) at the node's present own precision: a number, 0-d, (*shape), or (batch, ...) where it is given so."""
+        given = batch.precision.get(node)
+        own = self.network.nodes[node].own_precision if given is None else given
         return self.scheduled(node, step) * (own.detach() if isinstance(own, Tensor) else own)
 
     def weight(self, node: str) -> float:
@@ -103,9 +112,9 @@ class Task:
         own = self.network.nodes[node].energy_weight
         return own if self.target_weight == 1 or node not in self.clamping.targets else own * self.target_weight
 
-    def scale(self, node: str, step: int) -> Scale:
-        """π_n(t) w_n: a number, 0-d or (*shape)."""
-        return self.weight(node) * self.precision(node, step)
+    def scale(self, node: str, step: int, batch: Batch) -> Scale:
+        """π_n(t) w_n: a number, 0-d, (*shape) or (batch, ...)."""
+        return self.weight(node) * self.precision(node, step, batch)
 
     def changing(self, step: int) -> tuple[str, ...]:
         """Clamped nodes whose next frame takes its place once a step has been taken."""
@@ -195,6 +204,7 @@ class Batch:
         start: where placed nodes start, by name, (batch, *shape); the others of them at zero.
         unread: what is to be read of the clamps together with whether the values are finite; None where that is known.
         late: look whether values are finite once, at the end, also where the weights learn at every step.
+        precision: nodes' own precisions in this run, by name, (batch, *shape) or (batch, 1, ...).
     """
 
     clamps: Mapping[str, Clamp]
@@ -206,6 +216,7 @@ class Batch:
     start: Mapping[str, Tensor] = attrs.field(factory=dict)
     unread: Unread | None = None
     late: bool = False
+    precision: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     def origin(self, node: Node) -> Tensor:
         """Where a placed node starts (SPEC §2, Start), (batch, *shape), in a tensor of its own."""
@@ -328,7 +339,7 @@ def record(task: Task, batch: Batch, step: int, compared: Compared) -> Record:
         unit = nodes[name].energy_function.unit_energy(now, expected)
         energies[place] = _by_sample(unit)
         norms[place] = torch.linalg.vector_norm((now - expected).reshape(batch.size, -1), dim=1)
-        free_energy += _weighed(task, name, step, unit)
+        free_energy += _weighed(task, batch, name, step, unit)
     return Record(energies, norms, free_energy.sum())
 
 
@@ -337,13 +348,14 @@ def free_energies(task: Task, batch: Batch, step: int, compared: Compared) -> Te
     total = torch.zeros(batch.size, dtype=batch.dtype, device=batch.device)
     for name in task.clamping.energetic:
         energy = task.network.nodes[name].energy_function
-        total += _weighed(task, name, step, energy.unit_energy(*(tensor.contiguous() for tensor in compared(name))))
+        unit = energy.unit_energy(*(tensor.contiguous() for tensor in compared(name)))
+        total += _weighed(task, batch, name, step, unit)
     return total
 
 
-def _weighed(task: Task, name: str, step: int, unit: Tensor) -> Tensor:
+def _weighed(task: Task, batch: Batch, name: str, step: int, unit: Tensor) -> Tensor:
     """π w E_n, with −½ w log π of each unit where the precision is learned (SPEC §3), (batch,)."""
-    node, weighed = task.network.nodes[name], _by_sample(task.scale(name, step) * unit)
+    node, weighed = task.network.nodes[name], _by_sample(task.scale(name, step, batch) * unit)
     if node.log_precision is None:
         return weighed
     return weighed - 0.5 * task.weight(name) * node.log_precision.detach().expand(node.shape).sum()

@@ -71,8 +71,7 @@ class Reached:
     def _counts(self, name: str) -> bool:
         """Whether a node's error weighs anything, by its weight and a precision that is a number."""
         node = self._task.network.nodes[name]
-        precision = node.own_precision if node.log_precision is None else None
-        return node.energy_weight != 0 and not (isinstance(precision, float) and precision == 0)
+        return node.energy_weight != 0 and self._task.number(name) != 0
 
     def _own_and_incoming(self, name: str) -> set[nn.Parameter]:
         node = self._task.network.nodes[name]

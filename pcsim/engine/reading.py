@@ -51,9 +51,9 @@ class Reading:
         return self._evaluated(lambda now: now.error(_predicted(node).name))
 
     def precision(self, node: Node) -> Tensor:
-        """π_n at the last inference step, 0-d or (*shape)."""
+        """π_n at the last inference step, 0-d, (*shape), or (batch, ...) where it was given so."""
         state = self._state
-        precision = state.task.precision(node.name, state.last_step)
+        precision = state.task.precision(node.name, state.last_step, state.batch)
         return torch.as_tensor(precision, dtype=state.batch.dtype, device=state.batch.device).clone()
 
     def energy(self, node: Node) -> Tensor:

@@ -90,6 +90,7 @@ class Network(nn.Module):
         """What the latest run offers to be read; set by the simulator."""
 
         self._fingerprints: list[Fingerprint] = []
+        self._constants: tuple[int, dict[str, float]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
         # A copy starts without a run of its own; the state that is read belongs to the simulator of the original.
@@ -105,6 +106,14 @@ class Network(nn.Module):
             "a network is not called like a layer: clamp its nodes with Simulator.infer or Simulator.predict, or make "
             "a module of its forward pass with pcsim.to_module(network, inputs, outputs)"
         )
+
+    @property
+    def constants(self) -> dict[str, float]:
+        """What nodes are clamped to that are given no clamp, by name."""
+        if self._constants is None or self._constants[0] != self.revision:
+            known = {name: node.constant for name, node in self.nodes.items() if node.constant is not None}
+            self._constants = self.revision, known
+        return self._constants[1]
 
     def fingerprint(self) -> Fingerprint:
         """What the network consists of now; the same object until anything but weights has changed."""
@@ -134,6 +143,7 @@ class Network(nn.Module):
         precision: float | Tensor | LearnedPrecision = 1.0,
         deterministic: bool = False,
         prior: object = None,
+        constant: float | None = None,
     ) -> Node:
         """Add a node.
 
@@ -150,6 +160,7 @@ class Network(nn.Module):
             deterministic: the node has no latent of its own, v_n ≡ u_n.
             prior: what predicts a root, a number or one per unit (a tensor, array or list); an ``nn.Parameter`` is
                 learned.
+            constant: what all units are clamped to in every run that gives the node no clamp.
 
         Raises:
             GraphError: the name is taken or not usable, or an argument is out of its range.
@@ -174,6 +185,7 @@ class Network(nn.Module):
             precision=precision,
             deterministic=deterministic,
             prior=prior,
+            constant=constant,
         )
         checks.look_at_node(node, node.combine, node.transfer, [])
         self.nodes.add_module(name, node)
@@ -232,6 +244,45 @@ class Network(nn.Module):
         self._outgoing[start.name].append(edge)
         self.revision += 1
         return edge
+
+    def add_pathway(
+        self,
+        source: Node | str,
+        target: Node | str,
+        module: nn.Module | None = None,
+        *,
+        precision: float | Tensor | LearnedPrecision = 1.0,
+        energy: Energy | None = None,
+        name: str | None = None,
+    ) -> Node:
+        """Add a pathway: a second opinion on a node, with an error and a precision of its own.
+
+        Edges into one node make one prediction together. A pathway predicts its target by itself: F gains
+        π E(v_target − f(v_source)), so that several pathways, and the edges, are weighed by their precisions, as cues
+        are combined. It is a node that compares the two, 0 at rest, with an edge from either: its ``error`` is the
+        pathway's, its ``precision`` may be set, learned, or given trial by trial.
+
+        Args:
+            source: node whose value the module reads, or its name.
+            target: node that is predicted, or its name.
+            module: f, from the source's values to the target's; identity by default.
+            precision: π, as of :meth:`add_node`.
+            energy: of the difference; :class:`Gaussian` by default.
+            name: of the comparing node; ``source~target`` by default.
+
+        Raises:
+            GraphError: as :meth:`add_node` and :meth:`add_edge`; the network stays as it was.
+        """
+        start, end = self._resolve(source), self._resolve(target)
+        named = f"{start.name}~{end.name}" if name is None else name
+        node = self.add_node(named, end.shape, precision=precision, energy=energy, constant=0.0)
+        try:
+            self.add_edge(end, node, gain=-1.0)
+            self.add_edge(start, node, module)
+        except BaseException:
+            self.remove_node(node)
+            raise
+        return node
 
     def remove_edge(self, edge: Edge | str) -> None:
         """Take an edge out of the network; GraphError if it is not in it."""

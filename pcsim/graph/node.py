@@ -59,8 +59,9 @@ class Node(Part):
     evaluated at the present latent values, weights and settings, so it is never a step stale, and a copy of the
     reader's own.
 
-    ``transfer``, ``combine``, ``energy_function``, ``energy_weight``, ``own_precision``, ``prior`` and
-    ``deterministic`` may be set between runs, and are checked as by ``add_node``.
+    ``transfer``, ``combine``, ``energy_function``, ``energy_weight``, ``own_precision``, ``prior``, ``constant`` and
+    ``deterministic`` may be set between runs, and are checked as by ``add_node``; ``precision`` and ``energy``, under
+    which a run's are read, may be set as well, as they are given.
     """
 
     kind = "node"
@@ -83,6 +84,7 @@ class Node(Part):
         precision: float | Tensor | LearnedPrecision,
         deterministic: bool,
         prior: object,
+        constant: float | None,
     ) -> None:
         super().__init__(network, name)
         self._shape = shape
@@ -96,6 +98,7 @@ class Node(Part):
         self.energy_weight = energy_weight
         self.own_precision = precision
         self.prior = prior
+        self.constant = constant
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("transfer", "combine") and name in self._modules:
@@ -104,7 +107,7 @@ class Node(Part):
                 value = nn.Identity() if name == "transfer" else Sum()
             checks.replaced_in_node(self, name, value)
             self.network.revision += 1
-        if name in ("prior", "own_precision", "energy_function"):
+        if name in ("prior", "own_precision", "energy_function", "precision", "energy"):
             # Past nn.Module, which would take a parameter, buffer or module under that name as it is.
             object.__setattr__(self, name, value)
         else:
@@ -124,6 +127,10 @@ class Node(Part):
     def deterministic(self, deterministic: bool) -> None:
         if deterministic and self.prior is not None:
             raise GraphError(f"node {self.name!r}: a deterministic node has no energy for a prior to enter; drop one")
+        if deterministic and self.constant is not None:
+            raise GraphError(
+                f"node {self.name!r}: a deterministic node has no value of its own to be constant; drop one"
+            )
         if deterministic and self.network.closes_deterministic_cycle(self):
             raise GraphError(
                 f"node {self.name!r}: made deterministic it would close a cycle of deterministic nodes only, whose "
@@ -231,6 +238,22 @@ class Node(Part):
         self.network.revision += 1
 
     @property
+    def constant(self) -> float | None:
+        """What all units are clamped to in every run that gives the node no clamp; None where they are free."""
+        return self._constant
+
+    @constant.setter
+    def constant(self, constant: float | None) -> None:
+        if constant is not None and not checks.is_number(constant):
+            raise GraphError(f"node {self.name!r}: constant {constant!r} given, expected a finite number, or None")
+        if constant is not None and self.deterministic:
+            raise GraphError(
+                f"node {self.name!r}: a deterministic node has no value of its own to be constant; drop one"
+            )
+        self._constant = None if constant is None else float(constant)
+        self.network.revision += 1
+
+    @property
     def incoming(self) -> list[Edge]:
         """Edges into this node, in the order in which they were added."""
         return self.network.incoming(self.name)
@@ -304,13 +327,27 @@ class Node(Part):
 
     @property
     def precision(self) -> Tensor:
-        """π_n at the last inference step, 0-d or (*shape)."""
+        """π_n at the last inference step, 0-d, (*shape), or (batch, ...) where it was given with the clamps.
+
+        Setting it sets ``own_precision``, for the runs that follow.
+        """
         return self._reader().precision(self)
+
+    @precision.setter
+    def precision(self, precision: float | Tensor | LearnedPrecision) -> None:
+        self.own_precision = precision
 
     @property
     def energy(self) -> Tensor:
-        """E_n before precision and weight, per sample, (batch,); zero where nothing predicts the node."""
+        """E_n before precision and weight, per sample, (batch,); zero where nothing predicts the node.
+
+        Setting it sets ``energy_function``, for the runs that follow.
+        """
         return self._reader().energy(self)
+
+    @energy.setter
+    def energy(self, energy: Energy | None) -> None:
+        self.energy_function = energy
 
     def __repr__(self) -> str:
         kind = "deterministic" if self.deterministic else "latent"

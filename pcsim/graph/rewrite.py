@@ -169,6 +169,7 @@ def add_copy(network: Network, node: Node) -> None:
         precision=node.own_precision if node.log_precision is None else LearnedPrecision(),
         deterministic=node.deterministic,
         prior=node.prior,
+        constant=node.constant,
     )
     if node.log_precision is not None:
         copied.log_precision = node.log_precision

@@ -69,6 +69,7 @@ class Reader:
             precision=precision if learned is None else LearnedPrecision(per_unit=learned.dim() > 0),
             deterministic=record["deterministic"],
             prior=None if record["prior"] is None else self._tensors[record["prior"]],
+            constant=record.get("constant"),
         )
         if learned is not None:
             node.log_precision = learned

@@ -70,6 +70,7 @@ class Writer:
             "precision": precision,
             "deterministic": node.deterministic,
             "prior": None if node.prior is None else self._tensor(node.prior, f"{place}: its prior"),
+            "constant": node.constant,
             "training": node.training,
         }
 

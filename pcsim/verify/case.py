@@ -135,6 +135,9 @@ def in_float64(
                 f"clamp {name!r}: a stream given, but checks look at one state at a time; give one tensor"
             )
         named[name] = (value.double(), mask[0]) if mask else value.double()
+    batch = len(given_value(next(iter(named.values()))))
+    for name, constant in own.constants.items():
+        named.setdefault(name, torch.full((batch, *own[name].shape), constant, dtype=torch.float64))
     return Case(
         own, named, Relaxation() if relaxation is None else relaxation, SettledUpdate() if rule is None else rule
     )

@@ -140,6 +140,8 @@ def _node_code(node: Node, shared: Mapping[nn.Module, str], writer: Writer) -> s
     if node.prior is not None:
         written = writer.tensor(node.prior)
         said.append(f"prior=nn.Parameter({written})" if isinstance(node.prior, nn.Parameter) else f"prior={written}")
+    if node.constant is not None:
+        said.append(f"constant={node.constant!r}")
     return f"net.add_node({', '.join(said)})"
 
 

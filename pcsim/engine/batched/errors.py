@@ -120,7 +120,7 @@ def scale_of(
         own = node.own_precision
         if np.isnan(own).any():
             members = [node.group.nodes[row] for row in rows]
-            return partial(_own_scale, members, scales.tolist(), memory.arena.dtype, memory.arena.device)
+            return partial(_own_scale, memory, members, scales.tolist())
         scales = scales * own[rows]
     if (scales == scales[0]).all():
         return float(scales[0])
@@ -128,13 +128,15 @@ def scale_of(
     return torch.as_tensor(scales, dtype=memory.arena.dtype, device=memory.arena.device).view(shape)
 
 
-def _own_scale(nodes: Sequence[Node], factors: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """π w of nodes whose own precision is a tensor, (k, 1, *shape), or (*shape) of one."""
-    scales = []
+def _own_scale(memory: Memory, nodes: Sequence[Node], factors: Sequence[float]) -> Tensor:
+    """π w of nodes whose own precision is a tensor, (k, 1 or batch, *shape), or without the first axis of one."""
+    scales, given = [], memory.at_hand().precision
     for node, factor in zip(nodes, factors, strict=True):
-        own = torch.as_tensor(node.own_precision, dtype=dtype, device=device).detach()
-        scales.append((factor * own).expand(node.shape))
-    return scales[0] if len(scales) == 1 else torch.stack(scales).unsqueeze(1)
+        own = torch.as_tensor(given.get(node.name, node.own_precision), dtype=memory.arena.dtype).detach()
+        scales.append((factor * own.to(memory.arena.device)).expand(len(own) if node.name in given else 1, *node.shape))
+    if len(scales) == 1:
+        return scales[0]
+    return torch.stack([scale.expand(max(map(len, scales)), *scale.shape[1:]) for scale in scales])
 
 
 def each(

@@ -36,8 +36,8 @@ class Wiring:
         self.energetic = self._mask(clamping.energetic, place)
         self.deterministic = self._mask(clamping.deterministic, place)
         self.energy_weight = np.array([task.weight(node.name) for node in self.nodes])
-        numbers = [node.own_precision if node.log_precision is None else None for node in self.nodes]
-        self.own_precision = np.array([p if isinstance(p, float) else np.nan for p in numbers], np.float64)
+        numbers = [task.number(node.name) for node in self.nodes]
+        self.own_precision = np.array([np.nan if number is None else number for number in numbers], np.float64)
         """The nodes' own precisions; NaN where one is a tensor or learned."""
         partial = self._mask(clamping.partial, place)
         self.gaussian = np.array([node.energy_function.gaussian for node in self.nodes], bool)
