@@ -1,7 +1,8 @@
 """Property-based verification that users can point at their own nodes, edges, graphs and engines.
 
 Each check takes one network (:func:`check_gradients`, :func:`check_locality`, :func:`check_descent`), one case
-(:func:`check_engines_agree`) or one module (:func:`check_kernel`), and raises AssertionError with the smallest network
+(:func:`check_engines_agree`), one module (:func:`check_kernel`), energy (:func:`check_energy`) or schedule
+(:func:`check_schedule`), and raises AssertionError with the smallest network
 found that fails, as code that fails again when it is run. The network, its modes and gradients and the random state
 stay as they were. With hypothesis, :func:`networks` makes random graphs from a user's own factories of nodes and edges,
 :func:`own_networks` gives a user's own network other weights, and :func:`cases` clamps and relaxes them at random.
@@ -25,6 +26,7 @@ except ImportError as error:
 from pcsim.verify.agreement import check_engines_agree
 from pcsim.verify.backprop import check_backprop_agreement
 from pcsim.verify.case import Case, NamedClamps, SeededNetwork
+from pcsim.verify.declarations import check_energy, check_schedule
 from pcsim.verify.descent import check_descent
 from pcsim.verify.gradients import check_gradients
 from pcsim.verify.kernels import check_kernel
@@ -54,10 +56,12 @@ __all__ = [
     "cases",
     "check_backprop_agreement",
     "check_descent",
+    "check_energy",
     "check_engines_agree",
     "check_gradients",
     "check_kernel",
     "check_locality",
+    "check_schedule",
     "clamps",
     "code_of",
     "edge_modules",

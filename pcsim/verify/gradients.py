@@ -25,7 +25,7 @@ from pcsim.random_state import random_state_kept
 from pcsim.simulator import Simulator
 from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.comparing import compare, largest
-from pcsim.verify.oracle import energetic, moving_of, total_energy, values_of
+from pcsim.verify.oracle import Objective, energetic, moving_of, total_energy, values_of
 from pcsim.verify.recording import RecordingOptimizer
 from pcsim.verify.restart import plain, trajectory
 from pcsim.verify.shrinking import report
@@ -37,6 +37,7 @@ def check_gradients(
     clamps: Clamps,
     relaxation: Relaxation | None = None,
     rule: LearningRule | None = None,
+    objective: Objective | None = None,
     *,
     engine: EngineChoice = "batched",
     tolerance: float = 1e-9,
@@ -53,21 +54,34 @@ def check_gradients(
         relaxation: rate, steps and schedule; momentum, tolerance, temperature, multipliers and least rate are left out,
             as none is part of a gradient. With :class:`ErrorRelaxation` the displacement of errors is compared.
         rule: the learning rule; settled, forward and incremental in turn by default, of errors settled alone.
+        objective: what a rule of a user's own descends in place of each node's energy: from the energy, value and
+            prediction, (batch, *shape), and the scale, all as ``delta`` takes them, to what is summed; −∂/∂prediction
+            of it is what ``delta`` should hand out.
         engine: what is checked.
         tolerance: relative to the largest number compared, and at least to 1.
 
     Raises:
         AssertionError: they differ; names the node or the parameter, and prints the smallest network found that
             fails, as code that fails again.
-        SettingError: the rule is a user's own, of which no objective is known.
+        SettingError: the rule is a user's own, and no objective of it is given.
     """
     case = in_float64(network, clamps, relaxation, rule)
     known = [SettledUpdate(), *([] if case.relaxation.relaxes_errors else [ForwardUpdate(), IncrementalUpdate()])]
     rules = known if rule is None else [rule]
-    report(partial(_check, rules=rules), case, check_gradients, {"engine": engine, "tolerance": tolerance})
+    known_one = (SettledUpdate, ForwardUpdate, IncrementalUpdate, ArrivalUpdate, Backprop)
+    own = [each for each in rules if type(each) not in known_one]
+    if objective is None and own:
+        raise SettingError(
+            f"check_gradients knows no objective of {type(own[0]).__name__}; give it: objective=, from (energy, value, "
+            "prediction, scale) to what the rule descends"
+        )
+    arguments = {"objective": objective, "engine": engine, "tolerance": tolerance}
+    report(partial(_check, rules=rules), case, check_gradients, arguments)
 
 
-def _check(case: Case, rules: Sequence[LearningRule], engine: EngineChoice, tolerance: float) -> None:
+def _check(
+    case: Case, rules: Sequence[LearningRule], objective: Objective | None, engine: EngineChoice, tolerance: float
+) -> None:
     states = trajectory(case, engine)
     for step in range(case.relaxation.steps):
         before, after = states[step], states[step + 1]
@@ -81,7 +95,7 @@ def _check(case: Case, rules: Sequence[LearningRule], engine: EngineChoice, tole
     if not any(name in energetic(case.network, case.deterministic) for name in case.clamps):
         return  # no clamped node is predicted, so there is nothing to learn from
     for each in rules:
-        _check_parameters(attrs.evolve(case, rule=each), states, engine, tolerance)
+        _check_parameters(attrs.evolve(case, rule=each), objective, states, engine, tolerance)
 
 
 def _descent(case: Case, state: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
@@ -100,29 +114,34 @@ def _gradients(energy: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(t) if g is None else g.detach() for t, g in zip(inputs, found, strict=True)]
 
 
-def _check_parameters(case: Case, states: list[dict[str, Tensor]], engine: EngineChoice, tolerance: float) -> None:
+def _check_parameters(
+    case: Case,
+    objective: Objective | None,
+    states: list[dict[str, Tensor]],
+    engine: EngineChoice,
+    tolerance: float,
+) -> None:
     rule = case.rule
-    if type(rule) not in (SettledUpdate, ForwardUpdate, IncrementalUpdate, ArrivalUpdate, Backprop):
-        raise SettingError(
-            f"check_gradients knows no objective of {type(rule).__name__}; compare its gradients yourself"
-        )
-    if isinstance(rule, IncrementalUpdate):
+    if rule.every_step:
         recorder = RecordingOptimizer(case.network, learning_rate=0.0)
         Simulator(case.network, plain(case, case.relaxation.steps), rule, engine=engine).update(case.clamps, recorder)
         for step, found in enumerate(recorder.gradients):
-            weighed = _Learning(case, states[step], states[step], factors=case.factors(step))
+            weighed = _Learning(case, states[step], states[step], case.factors(step), objective=objective)
             _compare([weighed], f"{type(rule).__name__}, step {step}", found, tolerance)
         return
     simulator = Simulator(case.network, plain(case, case.relaxation.steps), rule, engine=engine)
     simulator.infer(case.clamps)
     simulator.compute_gradients()
     found = {name: parameter.grad for name, parameter in case.network.named_parameters()}
-    activity = states[0] if isinstance(rule, ForwardUpdate) else states[-1]
-    learned = [_Learning(case, states[-1], activity)]
-    if isinstance(rule, ArrivalUpdate):
+    activity = states[0] if rule.at_forward else states[-1]
+    learned = [_Learning(case, states[-1], activity, objective=objective)]
+    if rule.at_arrival:
         # Each node's own energy, at the state before the step at which the error arrives there.
         arriving = [[n for n, level in case.levels.items() if level == step] for step in range(len(states) - 1)]
-        learned = [_Learning(case, states[step], states[step], only=names) for step, names in enumerate(arriving)]
+        learned = [
+            _Learning(case, states[step], states[step], only=names, objective=objective)
+            for step, names in enumerate(arriving)
+        ]
     _compare(learned, type(rule).__name__, found, tolerance)
 
 
@@ -136,6 +155,7 @@ class _Learning:
         activity: what the edges read.
         factors: the schedule's factors; None leaves precision out, but for its own gradient.
         only: names of the nodes whose energies count; None for all.
+        objective: in place of energies; None for these.
     """
 
     case: Case
@@ -143,10 +163,12 @@ class _Learning:
     activity: Mapping[str, Tensor]
     factors: Mapping[str, float] | None = None
     only: Sequence[str] | None = None
+    objective: Objective | None = None
 
-    def energy(self, factors: Mapping[str, float] | None) -> Tensor:
+    def energy(self, factors: Mapping[str, float] | None, objective: Objective | None = None) -> Tensor:
         network, inner = self.case.network, self.case.deterministic
-        return total_energy(network, self.value, inner, factors, activity=self.activity, only=self.only)
+        told = {"activity": self.activity, "only": self.only, "objective": objective}
+        return total_energy(network, self.value, inner, factors, **told)  # type: ignore[arg-type]
 
     @property
     def own_factors(self) -> Mapping[str, float]:
@@ -167,7 +189,7 @@ def _compare(learned: Sequence[_Learning], where: str, found: Mapping[str, Tenso
     named = {name: parameter for name, parameter in case.network.named_parameters() if parameter.requires_grad}
     owners = {id(n.log_precision): n.name for n in case.network.nodes.values() if n.log_precision is not None}
     inputs = list(named.values())
-    weights = [_gradients(each.energy(each.factors), inputs) for each in learned]
+    weights = [_gradients(each.energy(each.factors, each.objective), inputs) for each in learned]
     precisions = [_gradients(each.energy(each.own_factors), inputs) for each in learned]
     for place, (name, parameter) in enumerate(named.items()):
         owner, got, note = owners.get(id(parameter)), found[name], ""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import attrs
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from pcsim.clamps import Clamps
 from pcsim.dynamics.inference import Relaxation
+from pcsim.dynamics.learning import LearningRule
 from pcsim.errors import SettingError
 from pcsim.graph.network import Network
 from pcsim.random_state import random_state_kept
@@ -18,6 +18,7 @@ from pcsim.verify.case import Case, EngineChoice, in_float64
 from pcsim.verify.comparing import compare, largest
 from pcsim.verify.oracle import energetic, own_precision, predictions
 from pcsim.verify.restart import OneStep, clamped_onto, random_state, trajectory
+from pcsim.verify.rules import check_rule, shifted
 from pcsim.verify.shrinking import report
 
 
@@ -26,12 +27,13 @@ def check_locality(
     network: Network,
     clamps: Clamps,
     relaxation: Relaxation | None = None,
+    rule: LearningRule | None = None,
     *,
     engine: EngineChoice = "batched",
     tolerance: float = 1e-12,
     seed: int = 0,
 ) -> None:
-    """A node's update reads its neighbourhood only, and the present state only.
+    """A node's update reads its neighbourhood only, and the present state only; so does what its edges learn.
 
     Space: from a random state, all values, clamps and parameters outside the neighbourhood of each free node are
     changed, and its displacement must stay. The neighbourhood of a node is itself, what predicts it, what it predicts,
@@ -42,10 +44,15 @@ def check_locality(
     compared with what follows from the present values and the forward values of the neighbourhood alone, all others
     put to NaN.
 
+    Learning: what a rule hands to a node's edges must stay where other samples, what other nodes show, all weights, or
+    what was asked before are changed, the gradients of a node's edges where the nodes beyond them are, and those of a
+    rule that learns at every step where the inputs of a later step are.
+
     Args:
-        network: the graph; a copy is used.
+        network: the graph; a copy is used. What it shows, and its weights, are other ones while the rule is asked.
         clamps: what is given.
         relaxation: rate, steps and schedule.
+        rule: the learning rule, any of a user's own; none is checked by default.
         engine: what is checked.
         tolerance: relative to the largest number compared, and at least to 1.
         seed: of the random state and the random changes.
@@ -55,7 +62,7 @@ def check_locality(
             that fails again. So it is with :class:`ErrorRelaxation` on every network of more than two hops.
         SettingError: the relaxation has momentum, with which an update depends on the past by design.
     """
-    case = in_float64(network, clamps, relaxation)
+    case = in_float64(network, clamps, relaxation, rule)
     if case.relaxation.momentum:
         raise SettingError(
             f"check_locality: momentum {case.relaxation.momentum} given, with which an update depends on the past by "
@@ -66,11 +73,14 @@ def check_locality(
         case,
         check_locality,
         {"engine": engine, "tolerance": tolerance, "seed": seed},
-        "net, clamps, relaxation",
+        "net, clamps, relaxation" if rule is None else "net, clamps, relaxation, rule",
+        watched=() if rule is None else (network,),
     )
 
 
-def _check(case: Case, engine: EngineChoice, tolerance: float, seed: int) -> None:
+def _check(case: Case, engine: EngineChoice, tolerance: float, seed: int, watched: Sequence[Network]) -> None:
+    if watched:
+        check_rule(case, (case.network, *watched), engine, tolerance, seed)
     if case.relaxation.hold_predictions:
         _check_held(case, engine, tolerance)
         return
@@ -99,7 +109,7 @@ def _check_space(case: Case, engine: EngineChoice, tolerance: float, seed: int) 
             continue
         clamps = case.clamps | {o: _given_instead(case.clamps[o], elsewhere[o]) for o in outside if o in case.clamps}
         changed = attrs.evolve(case, clamps=clamps)
-        with _shifted(parameters):
+        with shifted(parameters):
             start = clamped_onto(changed, state | {other: elsewhere[other] for other in outside})
             moved = step.values_after(start, clamps)
         what = f"node {name!r}: its value after one step, with {outside} and parameters beyond its edges changed"
@@ -182,18 +192,3 @@ def _parameters_beyond(case: Case, name: str, inside: Collection[str]) -> list[n
 
 def _given_instead(given: Tensor | tuple[Tensor, Tensor], value: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     return (value, given[1]) if isinstance(given, tuple) else value
-
-
-@contextmanager
-def _shifted(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Parameters half a unit off, for as long as it lasts."""
-    before = [parameter.detach().clone() for parameter in parameters]
-    try:
-        with torch.no_grad():
-            for parameter in parameters:
-                parameter.add_(0.5)
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, before, strict=True):
-                parameter.copy_(value)

@@ -6,16 +6,19 @@ substituted, and autograd does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import networkx as nx
 import torch
 from torch import Tensor
 
+from pcsim.graph.energy import Energy
 from pcsim.graph.network import Network
 from pcsim.verify.case import Case, fully_clamped
 
 Factor = Tensor | float
+Objective = Callable[[Energy, Tensor, Tensor, Factor], Tensor]
+"""From a node's energy, value, prediction, (batch, *shape), and π w to what is summed."""
 
 
 def predictions(network: Network, activity: Mapping[str, Tensor], deterministic: Collection[str]) -> dict[str, Tensor]:
@@ -61,6 +64,7 @@ def total_energy(
     *,
     activity: Mapping[str, Tensor] | None = None,
     only: Collection[str] | None = None,
+    objective: Objective | None = None,
 ) -> Tensor:
     """F = Σ π w E over nodes, units and samples, with −½ w log π where the precision is learned, 0-d.
 
@@ -71,6 +75,7 @@ def total_energy(
         factors: the schedule's factor by node; None leaves precision out altogether.
         activity: what the edges read where that is not ``value``.
         only: names of the nodes whose energies count; all by default.
+        objective: in place of π w E of each node, from its energy, value, prediction and π w.
     """
     predicted = predictions(network, value if activity is None else activity, deterministic)
     batch = len(next(iter(value.values())))
@@ -79,9 +84,9 @@ def total_energy(
         if only is not None and name not in only:
             continue
         node = network.nodes[name]
-        units = node.energy_function.unit_energy(value[name], predicted[name])
         precision = 1.0 if factors is None else factors[name] * own_precision(network, name)
-        total = total + (node.energy_weight * precision * units).sum()
+        of, scale = (node.energy_function, value[name], predicted[name]), node.energy_weight * precision
+        total = total + (scale * of[0].unit_energy(*of[1:]) if objective is None else objective(*of, scale)).sum()
         if factors is not None and node.log_precision is not None:
             total = total - 0.5 * node.energy_weight * batch * node.log_precision.expand(node.shape).sum()
     return total

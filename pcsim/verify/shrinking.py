@@ -32,6 +32,7 @@ def report(
     public: Callable[..., None],
     arguments: Mapping[str, object],
     names: str = "net, clamps, relaxation, rule",
+    **further: object,
 ) -> None:
     """Run a check; where it fails, fail with the smallest case on which it does, and with code that fails again.
 
@@ -43,11 +44,12 @@ def report(
         public: the check as users call it.
         arguments: of both, by name; those that are the public one's defaults are left out of the code.
         names: of that code, on which the public one is called.
+        further: arguments of ``check`` alone.
 
     Raises:
         AssertionError: the check fails.
     """
-    on, known = partial(check, **arguments), signature(public).parameters
+    on, known = partial(check, **arguments, **further), signature(public).parameters
     given = {name: argument for name, argument in arguments.items() if argument != known[name].default}
     try:
         on(case)

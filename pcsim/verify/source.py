@@ -18,7 +18,7 @@ from pcsim.graph.energy import Gaussian
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.verify.case import SeededNetwork
-from pcsim.verify.writing import Writer
+from pcsim.verify.writing import Unwritten, Writer
 
 MOST_WEIGHTS = 500
 """Parameters and buffers with more numbers in all are not written, unless they come from a seed."""
@@ -70,8 +70,16 @@ def call_code(call: str, settings: Mapping[str, object]) -> str:
         settings: further arguments, by name: numbers, texts, tuples, classes, functions or objects.
     """
     writer = Writer()
-    written = [f"{name}={writer.value(setting)}" for name, setting in settings.items()]
+    written = [f"{name}={_setting_code(name, setting, writer)}" for name, setting in settings.items()]
     return "\n".join([*writer.imports, *writer.notes, f"{', '.join([call, *written])})"])
+
+
+def _setting_code(name: str, setting: object, writer: Writer) -> str:
+    try:
+        return writer.value(setting)
+    except Unwritten:
+        writer.notes[f"# {name}: put its definition here, {setting!r}"] = None
+        return name
 
 
 def _seed_of(network: Network) -> int | None:

@@ -113,9 +113,9 @@ def _weigh_anew(error: Tensor, delta: Tensor, scale: Callable[[], Scale]) -> Non
 def scale_of(
     memory: Memory, node: NodeMemory, rows: Positions, phase: Phase, *, learning: bool
 ) -> Scale | Callable[[], Scale]:
-    """π w of rows, or w for learning: a number where all are equal, else (k, 1, ...), or what works it out."""
+    """π w of rows, or w to learn after the steps: a number where all are equal, (k, 1, ...), or what works it out."""
     scales = node.energy_weight[rows]
-    if not learning:
+    if not learning or memory.task.learns_each_step:
         scales = scales * phase.schedule[node.group.positions[rows]]
         own = node.own_precision
         if np.isnan(own).any():

@@ -193,10 +193,10 @@ class Program:
 
     def _factors_on_the_way(self, phase: Phase) -> Factors | None:
         """By what the errors sent at a step are to be multiplied to give those that it teaches; None if unknown."""
+        if not phase.learn.any() or (self._task.learns_each_step and not self._task.rule.usual):
+            return None
         if self._task.learns_each_step:
             return np.ones(len(phase.active))
-        if not phase.learn.any():
-            return None
         wiring, teaching = self._wiring, phase.learn & self._wiring.energetic
         sent = phase.schedule * wiring.own_precision
         through = wiring.any_of(wiring.between & (phase.learn & wiring.deterministic)[wiring.source], wiring.target)
@@ -209,7 +209,7 @@ class Program:
         return factors
 
     def _learn_apart(self, operations: list[Operation], phase: Phase) -> None:
-        """What the errors that arrive at a step teach, precision left out, from δ computed for this alone."""
+        """What the errors of a step teach, weighed as the rule says, from δ computed for this alone."""
         memory, wiring = self._memory, self._wiring
         teaching = phase.learn & wiring.energetic
         relay = wiring.upstream(teaching) & wiring.learns
