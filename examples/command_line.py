@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,18 @@ def number(kind: type[int] | type[float], least: float, most: float = math.inf, 
         return value
 
     return read
+
+
+def add_seeds(parser: argparse.ArgumentParser, default: Sequence[int], most: float = math.inf) -> None:
+    """``--seeds 0 1 2``: the seeds themselves, one run of everything for each."""
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=number(int, 0, most),
+        default=list(default),
+        metavar="SEED",
+        help=f"one run of each; {' '.join(map(str, default))} by default",
+    )
 
 
 def device(text: str) -> str:

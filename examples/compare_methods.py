@@ -28,7 +28,7 @@ from typing import Any
 
 import attrs
 import torch
-from command_line import file, number, told_in_a_line
+from command_line import add_seeds, file, number, told_in_a_line
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -397,7 +397,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD",
         help=f"some of {', '.join(METHODS)}")  # fmt: skip
     add("--parametrisations", nargs="+", choices=("standard", "mupc"), default=["standard"])
-    add("--seeds", nargs="+", type=number(int, 0), default=[0, 1, 2])
+    add_seeds(parser, (0, 1, 2))
     add("--epochs", type=number(int, 1), default=8)
     add("--search-epochs", type=number(int, 1), default=2)
     add("--lrs", nargs="+", type=number(float, 0, but=0), default=[1e-3, 3e-3], help="of AdamW, to search among")

@@ -7,7 +7,7 @@ any depth (SPEC §10). The picture shows accuracy and time against depth. Withou
 for it.
 
     python examples/hundred_layers.py --data mnist --root DATA --plot hundred_layers.png
-    python examples/hundred_layers.py --data mnist --root DATA --blocks 500 --methods backprop arrival --seeds 3
+    python examples/hundred_layers.py --data mnist --root DATA --blocks 500 --methods backprop arrival --seeds 0 1 2
     python examples/hundred_layers.py --data digits --blocks 4 --epochs 8
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import file, number, told_in_a_line
+from command_line import add_seeds, file, number, told_in_a_line
 from torch.optim import AdamW
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
@@ -136,7 +136,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--plain-rate", type=number(float, 0, but=0), default=0.1, help="of the latents of plain PC")
     add("--lr", type=number(float, 0, but=0), default=1e-3, help="of AdamW")
     add("--batch", type=number(int, 1), default=128)
-    add("--seeds", type=number(int, 1), default=1, help="how many runs of each, seeded 0, 1, ...")
+    add_seeds(parser, (0,))
     add("--threads", type=number(int, 1), help="of torch")
     add("--progress", action=argparse.BooleanOptionalAction, default=sys.stderr.isatty())
     add("--json", type=file, metavar="PATH", help="write one object per run")
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("levels  method          test accuracy  seconds per epoch")
     runs = []
     for blocks in options.blocks:
-        for method, seed in itertools.product(options.methods, range(options.seeds)):
+        for method, seed in itertools.product(options.methods, options.seeds):
             run = train(method, blocks, seed, parts, options)
             seconds = "-" if run["seconds_per_epoch"] is None else f"{run['seconds_per_epoch']:.1f}"
             print(f"{run['levels']:6}  {method:14}  {run['test']:13.4f}  {seconds:>17}", flush=True)

@@ -92,7 +92,7 @@ def command(content: dict[str, Any]) -> str:
             continue
         words.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {value}")
     if len(content["runs"]) > 1:
-        words.append(f"--seeds {len(content['runs'])}")
+        words.append(f"--seeds {' '.join(str(run['seed']) for run in content['runs'])}")
     return " ".join(words)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import attrs
 import torch
-from command_line import device, file, number, of_the_first, own_device, processes, told_in_a_line
+from command_line import add_seeds, device, file, number, of_the_first, own_device, processes, told_in_a_line
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
@@ -319,7 +319,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--train-size", type=number(int, 1), help="training images; all that are not for validation by default")
     add("--validation", type=number(int, 1), help="images held out; a tenth of the training set by default")
     add("--augment", action=on_off, help="random flips and crops; of CIFAR by default")
-    add("--seeds", type=number(int, 1), default=1, help="how many runs, seeded 0, 1, ...")
+    add_seeds(parser, (0,))
     add("--json", type=file, metavar="PATH", help="write settings and results here after each seed")
     add("--resume", type=Path, metavar="PATH", help="folder of checkpoints: written, and gone on from")
     add("--progress", action=on_off, default=sys.stderr.isatty(), help="bars with time left and accuracy")
@@ -362,7 +362,7 @@ def run(options: argparse.Namespace, first: bool) -> None:
     print(f"{options.topology} on {options.data}: {', '.join(str(len(part)) for part in parts)} images for training, "
           "validation and test", flush=True)  # fmt: skip
     runs = []
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         runs.append(train(seed, parts, options))
         print(f"seed {seed}: validation {runs[-1]['validation'] or math.nan:.4f}, test {runs[-1]['test']:.4f} "
               f"after {runs[-1]['epochs']} epochs, {runs[-1]['seconds']:.0f} s", flush=True)  # fmt: skip

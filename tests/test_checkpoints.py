@@ -292,7 +292,7 @@ class TestWarmupCosine:
 
 
 def command(folder: Path, name: str) -> list[str]:
-    options = "--data digits --topology mlp4 --width 0.25 --epochs 6 --seeds 2 --threads 1 --no-progress --patience 6"
+    options = "--data digits --topology mlp4 --width 0.25 --epochs 6 --seeds 0 1 --threads 1 --no-progress --patience 6"
     paths = ["--json", str(folder / f"{name}.json"), "--resume", str(folder / name)]
     return [sys.executable, str(EXAMPLES / "train_images.py"), *options.split(), *paths]
 

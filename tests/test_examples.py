@@ -6,6 +6,8 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +28,7 @@ def example(name: str) -> ModuleType:
 def deep_mlp(folder: Path, options: str) -> list[dict[str, Any]]:
     """The runs of ``examples/deep_mlp.py`` with these options."""
     path = folder / "runs.json"
-    example("deep_mlp").main([*options.split(), "--json", str(path)])
+    example("deep_mlp").main(["--processes", "1", *options.split(), "--json", str(path)])
     runs: list[dict[str, Any]] = json.loads(path.read_text())
     return runs
 
@@ -50,8 +52,18 @@ def test_deep_mlp_writes_what_it_is_asked_for(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_deep_mlp_repeats_itself(tmp_path: Path) -> None:
-    options = "--depths 3 --epochs 1 --width 16 --methods spiking"
+    options = "--depths 3 --epochs 1 --width 16 --methods spiking --seeds 0"
     assert len({run["test_accuracy"] for _ in range(2) for run in deep_mlp(tmp_path, options)}) == 1
+
+
+@pytest.mark.slow
+def test_deep_mlp_finds_the_same_in_several_processes(tmp_path: Path) -> None:
+    path, options = tmp_path / "several.json", "--depths 3 --epochs 1 --width 16 --methods bp spiking --seeds 0 1 2"
+    command = [sys.executable, str(EXAMPLES / "deep_mlp.py"), *options.split(), "--processes", "2", "--json", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    several, one = json.loads(path.read_text()), deep_mlp(tmp_path, options)
+    found = [[(run["method"], run["seed"], run["test_accuracy"]) for run in runs] for runs in (one, several)]
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow
@@ -97,7 +109,7 @@ def test_train_images_in_all_its_variants(tmp_path: Path, options: str) -> None:
 
 
 def test_train_images_gives_mean_and_spread_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = train_images(tmp_path, "--topology mlp3 --width 0.2 --seeds 2")["runs"]
+    runs = train_images(tmp_path, "--topology mlp3 --width 0.2 --seeds 0 1")["runs"]
     assert [run["seed"] for run in runs] == [0, 1]
     mean = sum(run["test"] for run in runs) / 2
     assert f"test accuracy {mean:.4f} ±" in capsys.readouterr().out
@@ -191,7 +203,7 @@ def test_a_checkpoint_belongs_to_its_settings_and_seed(tmp_path: Path) -> None:
     train_images(tmp_path, options)
     shutil.copy(folder / "seed0.safetensors", folder / "seed1.safetensors")
     with pytest.raises(SystemExit, match=r"other settings \(seed: 0 -> 1\)"):
-        train_images(tmp_path, f"{options} --seeds 2")
+        train_images(tmp_path, f"{options} --seeds 0 1")
 
 
 def test_results_table_has_a_row_for_each_file_and_its_command(

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 
 sys.path.append(str(Path(__file__).parents[1]))
-from command_line import file
+from command_line import add_seeds, file
 from command_line import number as number  # for the scripts, too
 
 from pcsim import plots
@@ -111,9 +111,7 @@ def search(
 def command_line(description: str | None) -> argparse.ArgumentParser:
     """A reader of the options that every comparison has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--seeds", nargs="+", type=number(int, 0, FIRST_SEARCH_SEED - 1), default=list(range(10)), help="of the report"
-    )
+    add_seeds(parser, range(10), FIRST_SEARCH_SEED - 1)
     parser.add_argument("--threads", type=number(int, 1), default=1, help="of torch; networks this small need one")
     parser.add_argument("--json", type=file, metavar="PATH", help="write settings and results of every seed")
     parser.add_argument("--plot", type=file, metavar="PATH", help="draw the figure, as PNG or SVG say")
