@@ -29,7 +29,7 @@ from pcsim.graph.energy import CrossEntropy, Energy, Gaussian, LearnedPrecision
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.graph.rewrite import balance_paths, is_auxiliary
-from pcsim.metrics import Accuracy, ErrorByLevel, Metric, RelaxedEnergy
+from pcsim.metrics import Accuracy, ErrorByLevel, MeanSquaredError, Metric, RelaxedEnergy
 from pcsim.saving import load_network, register_module, save_network
 from pcsim.simulator import Simulator
 from pcsim.trace import Trace
@@ -68,6 +68,7 @@ __all__ = [
     "Laplace",
     "LearnedPrecision",
     "LearningRule",
+    "MeanSquaredError",
     "Metric",
     "Network",
     "Node",

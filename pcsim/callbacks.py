@@ -14,10 +14,16 @@ from pcsim.errors import PCError, SettingError
 from pcsim.trace import Trace
 
 if TYPE_CHECKING:
+    import pandas
+
     from pcsim.training import Trainer
 
 
-BEST: Mapping[str, Literal["max", "min"]] = {"accuracy": "max", "energy": "min"}
+BEST: Mapping[str, Literal["max", "min"]] = {
+    "accuracy": "max",
+    "energy": "min",
+    "mean_squared_error": "min",
+}
 """Whether the largest or the smallest is best, of the metrics of which that is known."""
 
 
@@ -75,6 +81,31 @@ class History:
             numbers.append(measured[metric])
         return numbers
 
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A row for each epoch, by its number: "learning_rate", "seconds", "train_<metric>", "validation_<metric>".
+
+        What an epoch has not measured is NaN there.
+
+        Raises:
+            PCError: pandas is missing.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise PCError("History.to_dataframe needs pandas: pip install 'pcsim[pandas]'") from error
+        rows = [
+            {
+                "epoch": record.epoch,
+                "learning_rate": record.learning_rate,
+                "seconds": record.seconds,
+                **{f"train_{name}": number for name, number in record.train.items()},
+                **{f"validation_{name}": number for name, number in record.validation.items()},
+            }
+            for record in self.records
+        ]
+        columns = list(dict.fromkeys(name for row in rows for name in row)) or ["epoch", "learning_rate", "seconds"]
+        return pandas.DataFrame(rows, columns=columns).set_index("epoch")
+
 
 class Callback:
     """Base class of callbacks: override what is needed; ``trainer.stop()`` ends the training early."""
@@ -108,7 +139,8 @@ class EarlyStopping(Callback):
     Args:
         metric: of validation, such as "accuracy".
         patience: epochs without a better one before training stops, at least 1; None never stops.
-        mode: whether the largest ("max") or the smallest ("min") is best; known of "accuracy" and "energy".
+        mode: whether the largest ("max") or the smallest ("min") is best; known of "accuracy", "energy"
+            and "mean_squared_error".
         restore: put the best epoch's parameters and buffers back when training ends.
 
     Raises:

@@ -14,7 +14,7 @@ from pcsim.errors import ClampError, SettingError
 from pcsim.graph import checks
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
-from pcsim.messages import instead_of, listed
+from pcsim.messages import axis_to_mend, instead_of, listed
 
 
 @attrs.frozen(eq=False)
@@ -342,7 +342,8 @@ def _value(
     if value.dim() == 0 or tuple(value.shape[1:]) != shape or len(value) == 0:
         classes = value.dim() == len(shape) == 1 and not value.is_floating_point()
         one_hot = "class numbers have to be made one-hot (torch.nn.functional.one_hot)"
-        mend = one_hot if classes else "the batch is the first axis"
+        axis = axis_to_mend(value.shape[1:], shape, "the tensor") if value.dim() else None
+        mend = axis or (one_hot if classes else "the batch is the first axis")
         raise ClampError(
             f"{kind} {name!r}: shape {tuple(value.shape)} given, expected {expected} with at least one sample; {mend}"
         )

@@ -19,6 +19,25 @@ def instead_of(given: object, kind: type, otherwise: str) -> str:
     return otherwise
 
 
+def axis_to_mend(given: Sequence[int], expected: Sequence[int], tensor: str) -> str | None:
+    """What to do where a shape lacks an axis of one, or has one too many; None where it is something else.
+
+    Args:
+        given: the shape, batch axis left out.
+        expected: the shape that is wanted, batch axis left out.
+        tensor: what to call it.
+    """
+    given, expected = tuple(given), tuple(expected)
+    for longer, shorter, mend in (
+        (expected, given, "add the axis that is missing, {}.unsqueeze({})"),
+        (given, expected, "take away the axis that is too many, {}.squeeze({})"),
+    ):
+        for axis, size in enumerate(longer):
+            if size == 1 and longer[:axis] + longer[axis + 1 :] == shorter:
+                return mend.format(tensor, axis + 1)
+    return None
+
+
 def sizes(shape: Sequence[int]) -> str:
     """A shape's sizes, for a message."""
     return ", ".join(str(size) for size in shape)

@@ -25,12 +25,14 @@ class Outcome:
         output: prediction of the target node, (batch, *shape): in training by the forward pass of the run itself, so
             before the weights learned; in evaluation by :meth:`Simulator.predict`. None where there is no target.
         trace: of the relaxation; None in evaluation of a batch that was not relaxed.
+        mask: which units of the target are given, bool, (*shape) or (batch, *shape); None for all.
     """
 
     network: Network
     target: Tensor | None
     output: Tensor | None
     trace: Trace | None
+    mask: Tensor | None = None
 
 
 class Metric(ABC):
@@ -53,14 +55,37 @@ class Accuracy(Metric):
 
     def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
         """{"accuracy": 0-d}; SettingError where the batch has no target, or one that tells no classes apart."""
-        if outcome.output is None or outcome.target is None:
-            raise SettingError("Accuracy needs a clamped target: name it with target=, or measure something else")
-        if outcome.output.shape[1:2] <= (1,):
+        output, target = _compared("Accuracy", outcome)
+        if output.shape[1:2] <= (1,):
             raise SettingError(
-                f"Accuracy: outputs of shape {tuple(outcome.output.shape)} given, expected two units or more along "
+                f"Accuracy: outputs of shape {tuple(output.shape)} given, expected two units or more along "
                 "axis 1, of which one is largest; measure something else"
             )
-        return {"accuracy": (outcome.output.argmax(1) == outcome.target.argmax(1)).float().mean()}
+        return {"accuracy": (output.argmax(1) == target.argmax(1)).float().mean()}
+
+
+@attrs.frozen
+class MeanSquaredError(Metric):
+    """The mean of (output − target)² over samples and units, of a partly given target over the units that are given.
+
+    As :class:`Accuracy` in training of the forward pass before the weights learned from the batch, at no cost.
+    """
+
+    def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
+        """{"mean_squared_error": 0-d}; SettingError where the batch has no target."""
+        output, target = _compared("MeanSquaredError", outcome)
+        squared = (output - target).square()
+        if outcome.mask is None:
+            return {"mean_squared_error": squared.mean()}
+        given = outcome.mask.expand_as(squared)
+        return {"mean_squared_error": torch.where(given, squared, 0).sum() / given.sum()}
+
+
+def _compared(metric: str, outcome: Outcome) -> tuple[Tensor, Tensor]:
+    """Output and target, (batch, *shape)."""
+    if outcome.output is None or outcome.target is None:
+        raise SettingError(f"{metric} needs a clamped target: name it with target=, or measure something else")
+    return outcome.output, outcome.target
 
 
 @attrs.frozen

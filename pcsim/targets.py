@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from pcsim.errors import ClampError, SettingError
+from pcsim.graph.energy import CrossEntropy
 from pcsim.graph.node import Node
+from pcsim.messages import axis_to_mend
 
 
 def target_values(target: Tensor, node: Node) -> Tensor:
@@ -44,6 +46,24 @@ def target_values(target: Tensor, node: Node) -> Tensor:
     return one_hot(target.long(), classes)
 
 
+def tells_classes(target: Tensor, node: Node) -> bool:
+    """Whether a batch's targets say which of several classes each sample is of, so that there is an accuracy.
+
+    They do where they are one-hot along the first axis of two units or more, or are measured by a cross-entropy along
+    it. Any other values, such as those of a regression, say nothing of the kind.
+
+    Args:
+        target: values of the node, (batch, *shape).
+        node: which they are given to.
+    """
+    if node.shape[:1] <= (1,):
+        return False
+    energy = node.energy_function
+    if isinstance(energy, CrossEntropy):
+        return energy.axis in (0, -len(node.shape))
+    return bool(((target == 0) | (target == 1)).all()) and bool((target.sum(1) == 1).all())
+
+
 def _whole(target: Tensor) -> bool:
     return not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
 
@@ -51,13 +71,12 @@ def _whole(target: Tensor) -> bool:
 def _mend(target: Tensor, shape: tuple[int, ...]) -> str:
     """What to do about targets that do not have a node's shape."""
     given, wanted = tuple(target.shape[1:]), shape
-    lacking = [axis for axis, size in enumerate(wanted) if size == 1 and given == wanted[:axis] + wanted[axis + 1 :]]
-    if lacking:
-        mend = f"if they are the values, add the axis that is missing, targets.unsqueeze({lacking[0] + 1})"
-        return mend + ("; if they are classes, give the node a unit for each" if wanted == (1,) else "")
-    surplus = [axis for axis, size in enumerate(given) if size == 1 and given[:axis] + given[axis + 1 :] == wanted]
-    if surplus:
-        return f"take away the axis that is too many, targets.squeeze({surplus[0] + 1})"
+    mend = axis_to_mend(given, wanted, "targets")
+    if mend is not None and len(given) < len(wanted):
+        classes = "; if they are classes, give the node a unit for each" if wanted == (1,) else ""
+        return f"if they are the values, {mend}{classes}"
+    if mend is not None:
+        return mend
     if len(wanted) == 1 and given in ((), (1,)):
         first = "targets.squeeze(1)" if given else "targets"
         return f"if they are class numbers, give {first if _whole(target) else f'{first}.long()'}"

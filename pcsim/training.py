@@ -15,6 +15,7 @@ import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
@@ -24,13 +25,14 @@ from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
 from pcsim.clamps import Clamps, Given, Stream
 from pcsim.distributed import Processes, Shares
 from pcsim.errors import DivergenceError, FileError, SettingError
+from pcsim.graph.checks import is_number
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.graph.probing import in_mode
 from pcsim.metrics import Accuracy, Metric, Outcome, RelaxedEnergy, RunningMeans, measure_all
 from pcsim.random_state import random_state_kept
 from pcsim.simulator import Simulator
-from pcsim.targets import target_values
+from pcsim.targets import target_values, tells_classes
 from pcsim.trace import Trace
 
 if TYPE_CHECKING:
@@ -47,7 +49,9 @@ Share = tuple[dict[str, Given], int]
 class Trainer:
     """Trains a simulator's network over batches from any iterable, such as a ``DataLoader``.
 
-    Batches are (input, target) pairs of tensors. Targets have their node's shape, (batch, *shape), or are numbers of
+    Batches are (input, target) pairs of tensors; with ``target=None``, tensors of inputs, or sequences that begin with
+    one, whose rest is left alone: nothing supervises, and the node ``inputs``, which then has to be predicted by
+    others, is learned. Targets have their node's shape, (batch, *shape), or are numbers of
     classes: integers of shape (batch,) for a node of one axis and two units or more become one-hot. Modules train in
     the mode (training or evaluation) that they are in. With a seed, two runs from equal weights are equal bit for bit,
     as far as the device's kernels are, and so is one that goes on from a checkpoint: at the start of every epoch,
@@ -66,12 +70,16 @@ class Trainer:
         schedule_per: step the scheduler after every "epoch" or every "batch".
         monitor: the metric that a ``ReduceLROnPlateau`` watches: of validation, or of training where there is none.
         inputs: node to which a batch's inputs are clamped, or its name.
-        target: node to which its targets are clamped and which evaluation predicts, or its name; None for none.
+        target: node to which its targets are clamped and which evaluation predicts, or its name; None for none, as in
+            unsupervised learning.
         clamps: makes the clamps from a batch, where it is no such pair; ``target`` keeps its meaning.
-        metrics: what to measure; relaxed energy by default, and accuracy where the target has two units or more along
-            its first axis.
+        metrics: what to measure; relaxed energy by default, and accuracy where the targets of the first batch are
+            classes: one-hot, or of a node with a cross-entropy.
         relaxed_every: measure metrics of the relaxed state on the first batch of each epoch and evaluation, and on
             every so-many-th after it; 1 for every batch.
+        clip: the largest that gradients may be at a step of the optimizer, > 0; None leaves them as they are.
+        clip_by: "norm" scales all gradients of the network together, so that their norm is at most ``clip``
+            (``torch.nn.utils.clip_grad_norm_``); "value" cuts each number to ± ``clip`` (``clip_grad_value_``).
         callbacks: called in this order.
         progress: show a bar for each epoch.
         seed: at least 0; None leaves the random state as it is; several processes draw one for every epoch then.
@@ -95,6 +103,8 @@ class Trainer:
         clamps: Callable[[Any], Clamps] | None = None,
         metrics: Sequence[Metric] | None = None,
         relaxed_every: int = 100,
+        clip: float | None = None,
+        clip_by: Literal["norm", "value"] = "norm",
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
         seed: int | None = None,
@@ -110,12 +120,16 @@ class Trainer:
         self.clamps = clamps
         self.metrics: tuple[Metric, ...] = (RelaxedEnergy(),) if metrics is None else tuple(metrics)
         self.relaxed_every = relaxed_every
+        self.clip = clip
+        self.clip_by = clip_by
         self.callbacks = tuple(callbacks)
         self.progress = progress
         self.seed = seed
         self.process_group = process_group
         self.history = History()
-        self._stopped = self._averaging = False
+        self._stopped = self._stepping = False
+        self._chooses_metrics = metrics is None and self.target is not None
+        """Whether the first batch with a target is still to say whether it is classes."""
         self._samples = 0
         """How many samples the batch at hand counts for."""
         self._known_processes: tuple[object, Processes] | None = None
@@ -124,8 +138,6 @@ class Trainer:
                 given = getattr(self, name)
                 shown = type(given).__name__ if isinstance(given, Optimizer) else repr(given)
                 raise SettingError(f"Trainer.{name}: {shown} given, expected {expected}")
-        if metrics is None and self.target is not None and simulator.network[self.target].shape[:1] > (1,):
-            self.metrics += (Accuracy(),)
 
     def fit(self, train: Iterable[Any], *, epochs: int, validation: Iterable[Any] | None = None) -> History:
         """Train for so many epochs more; ``trainer.history`` grows, and is returned.
@@ -268,22 +280,30 @@ class Trainer:
 
     @contextmanager
     def _together(self) -> Iterator[Processes]:
-        """What all processes do; inside, every step of the optimizer averages the gradients first."""
+        """What all processes do; inside, every step of the optimizer averages the gradients and clips them first."""
         processes = self._processes
         with processes.together():
-            if processes.alone or self._averaging:
+            if self._stepping:
                 yield processes
                 return
-            hook = self.optimizer.register_step_pre_hook(
-                lambda *_: processes.average_gradients(self.simulator.network.parameters(), self._samples)
-            )
-            late, self.simulator.checks_late = self.simulator.checks_late, False  # no process may take a step again
-            self._averaging = True
+            hook = self.optimizer.register_step_pre_hook(lambda *_: self._before_step(processes))
+            late = self.simulator.checks_late
+            self.simulator.checks_late = late and processes.alone  # of several, no process may take a step again
+            self._stepping = True
             try:
                 yield processes
             finally:
-                self._averaging, self.simulator.checks_late = False, late
+                self._stepping, self.simulator.checks_late = False, late
                 hook.remove()
+
+    def _before_step(self, processes: Processes) -> None:
+        parameters = list(self.simulator.network.parameters())
+        if not processes.alone:
+            processes.average_gradients(parameters, self._samples)
+        if self.clip is not None and self.clip_by == "norm":
+            clip_grad_norm_(parameters, self.clip)
+        elif self.clip is not None:
+            clip_grad_value_(parameters, self.clip)
 
     def _begin_alike(self) -> None:
         """Let all processes have what the first has: parameters, buffers, optimizer, scheduler, callbacks, history."""
@@ -388,9 +408,9 @@ class Trainer:
         trace: Trace | None,
     ) -> dict[str, Tensor]:
         given = None if self.target is None else clamps.get(self.target)
-        target = given[0] if isinstance(given, tuple) else given
+        target, mask = given if isinstance(given, tuple) else (given, None)
         shown = target.first if isinstance(target, Stream) else target
-        measured = measure_all(self.metrics, Outcome(self.simulator.network, shown, output, trace))
+        measured = measure_all(self.metrics, Outcome(self.simulator.network, shown, output, trace, mask))
         means.add(measured, samples)
         return measured
 
@@ -427,22 +447,43 @@ class Trainer:
 
     def _clamp(self, batch: Any) -> dict[str, Given]:
         if self.clamps is None:
-            return self._clamp_pair(batch)
+            return self._clamp_parts(batch)
         clamps = self.clamps(batch)
         if not isinstance(clamps, Mapping) or not clamps:
             raise SettingError(f"Trainer.clamps: returned {clamps!r}, expected a mapping from nodes to tensors")
-        return {node.name if isinstance(node, Node) else node: clamp for node, clamp in clamps.items()}
+        named = {node.name if isinstance(node, Node) else node: clamp for node, clamp in clamps.items()}
+        target = None if self.target is None else named.get(self.target)
+        if isinstance(target, Tensor):
+            self._choose_metrics(target)
+        return named
 
-    def _clamp_pair(self, batch: Any) -> dict[str, Given]:
-        pair = batch if isinstance(batch, Sequence) and len(batch) == 2 else ()
-        if not pair or self.target is None or not all(isinstance(part, Tensor) for part in pair):
+    def _clamp_parts(self, batch: Any) -> dict[str, Given]:
+        """Clamps of a pair of inputs and targets, or of inputs alone."""
+        parts: Sequence[Any] = [batch] if isinstance(batch, Tensor) else batch if isinstance(batch, Sequence) else ()
+        supervised = self.target is not None
+        fits = len(parts) == 2 if supervised and not isinstance(batch, Tensor) else len(parts) > 0 and not supervised
+        if not fits or not all(isinstance(part, Tensor) for part in parts[: 1 + supervised]):
+            expected = "a pair of tensors, inputs and targets" if supervised else "a tensor of inputs"
+            alone = "; of inputs alone, give target=None" if isinstance(batch, Tensor) else ""
             raise SettingError(
-                f"batch of type {type(batch).__name__} given, expected a pair of tensors, inputs and targets; give "
-                "Trainer a function clamps= that makes clamps from such a batch"
+                f"batch of type {type(batch).__name__} given, expected {expected}; give Trainer a function clamps= "
+                f"that makes clamps from such a batch{alone}"
             )
         dtype, device = self.simulator.network.tensor_options()
-        named = {self.inputs: pair[0], self.target: target_values(pair[1], self.simulator.network[self.target])}
+        named = {self.inputs: parts[0]}
+        if self.target is not None:
+            named[self.target] = target_values(parts[1], self.simulator.network[self.target])
+            self._choose_metrics(named[self.target])  # before it is moved to a device, from where reading it would wait
         return {name: tensor.to(device, dtype, non_blocking=True) for name, tensor in named.items()}
+
+    def _choose_metrics(self, target: Tensor) -> None:
+        """Measure the accuracy, too, where nobody has said what to measure and the targets are classes."""
+        if not self._chooses_metrics or self.target is None:
+            return
+        node = self.simulator.network[self.target]
+        if target.dim() and tuple(target.shape[1:]) == node.shape:  # anything else is refused where it is clamped
+            self._chooses_metrics = False
+            self.metrics += (Accuracy(),) if tells_classes(target, node) else ()
 
     def _expectations(self) -> Iterator[tuple[str, bool, str]]:
         """What each argument must fulfil, lazily: a later one may rest on an earlier one."""
@@ -460,10 +501,13 @@ class Trainer:
         node = f"a node of the network: {', '.join(map(repr, network.nodes))}"
         yield "inputs", self.inputs in network or self.clamps is not None, node
         yield "target", self.target is None or self.target in network, node
-        clampable = self.target is not None if self.clamps is None else callable(self.clamps)
-        yield "clamps", clampable, "a function from a batch to clamps; without a target node there must be one"
+        learned = self.target is not None or self.clamps is not None or network[self.inputs].predicted
+        yield "inputs", learned, "a node that others predict, from which to learn where there is no target"
+        yield "clamps", self.clamps is None or callable(self.clamps), "a function from a batch to clamps, or None"
         yield "metrics", all(isinstance(metric, Metric) for metric in self.metrics), "instances of pcsim.metrics.Metric"
         yield "callbacks", all(isinstance(c, Callback) for c in self.callbacks), "instances of pcsim.callbacks.Callback"
+        yield "clip", self.clip is None or (is_number(self.clip) and self.clip > 0), "a number above 0, or None"
+        yield "clip_by", self.clip_by in ("norm", "value"), "'norm' or 'value'"
         yield "relaxed_every", _whole(self.relaxed_every, 1), "a whole number of at least 1"
         yield "seed", self.seed is None or _whole(self.seed, 0), "a whole number of at least 0, or None"
 

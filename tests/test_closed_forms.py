@@ -306,6 +306,28 @@ def test_predict_relaxes_where_a_forward_pass_is_not_exact(engine: str) -> None:
         assert torch.equal(before, after)
 
 
+def test_what_is_predicted_asks_for_no_gradient(engine: str) -> None:
+    """Whatever the clamps and modules ask for: by a forward pass, and by a relaxation, of a cycle too."""
+    net = pcsim.Network()
+    net.add_node("given", (3,))
+    net.add_node("cause", (3,), prior=nn.Parameter(torch.zeros(3)))
+    net.add_node("sum", (3,), deterministic=True)
+    net.add_node("hidden", (3,), transfer=nn.PReLU())
+    net.add_node("image", (3,), precision=pcsim.LearnedPrecision())
+    net.add_edge("given", "sum", nn.Linear(3, 3))
+    net.add_edge("cause", "sum", nn.Sequential(nn.Linear(3, 3), nn.Softplus()))
+    net.add_edge("sum", "hidden")
+    net.add_edge("hidden", "image", nn.Linear(3, 3))
+    x = torch.ones(2, 3, requires_grad=True)
+    sim = pcsim.Simulator(net, pcsim.Relaxation(2, 0.1), engine=engine)
+    for _ in range(2):
+        for clamps in ({"given": x}, {"image": x}, {"given": x, "image": x}):
+            found = sim.predict(clamps)
+            assert found.keys() == net.nodes.keys()
+            assert not any(value.requires_grad for value in found.values())
+        net.add_edge("image", "hidden", nn.Linear(3, 3))  # a cycle
+
+
 def test_predict_is_the_forward_pass_where_that_is_exact(engine: str) -> None:
     net = chain([3, 4, 4, 2], nn.Tanh)
     x = draw(5, 3)

@@ -308,6 +308,20 @@ class TestToModule:
         assert all(own[name] is parameter for name, parameter in module.named_parameters())
         assert own.keys() == dict(module.named_parameters()).keys()
 
+    def test_a_state_loads_into_a_twin_of_its_own(self) -> None:
+        net, x = many_kinds(), (values(5, 3), values(5, 2, 2, seed=1))
+        for twin in (to_module(many_kinds()), copy.deepcopy(to_module(net))):
+            with torch.no_grad():
+                for parameter in twin.parameters():
+                    parameter.fill_(0.5)
+                for parameter in net.parameters():
+                    parameter.add_(0.1)
+            assert not any(torch.equal(*pair) for pair in zip(twin.parameters(), net.parameters(), strict=True))
+            twin.load_state_dict(net.state_dict())
+            expected = to_module(net).eval()(*x)
+            for found, right in zip(twin.eval()(*x), expected, strict=True):
+                torch.testing.assert_close(found, right, rtol=0, atol=0)
+
     def test_inputs_and_outputs_by_choice(self) -> None:
         net = many_kinds()
         x = {"left": values(5, 3), "right": values(5, 2, 2, seed=1), "bias": values(5, 2, seed=2)}

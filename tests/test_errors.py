@@ -402,6 +402,28 @@ def test_class_numbers_at_a_node() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "given", "words"),
+    [
+        ((1,), torch.zeros(4), r"shape \(4,\) given, expected \(batch, 1\).*missing, the tensor.unsqueeze\(1\)$"),
+        ((1,), torch.zeros(4).long(), r"missing, the tensor.unsqueeze\(1\)$"),
+        ((2, 1), torch.zeros(4, 2), r"missing, the tensor.unsqueeze\(2\)$"),
+        ((1, 2, 2), torch.zeros(4, 2, 2), r"missing, the tensor.unsqueeze\(1\)$"),
+        ((2,), torch.zeros(4, 2, 1), r"too many, the tensor.squeeze\(2\)$"),
+        ((2,), torch.zeros(4, 3), "the batch is the first axis$"),
+        ((1,), torch.zeros(()), "the batch is the first axis$"),
+    ],
+)
+def test_an_axis_that_is_missing_or_too_many(shape: tuple[int, ...], given: Tensor, words: str) -> None:
+    net = pcsim.Network()
+    net.add_node("in", shape)
+    net.add_node("out", shape)
+    net.add_edge("in", "out")
+    for call in (pcsim.Simulator(net).infer, pcsim.Simulator(net).predict):
+        with pytest.raises(ClampError, match=f"clamp 'in': .*{words}"):
+            call({"in": given})
+
+
+@pytest.mark.parametrize(
     ("arguments", "options", "words"),
     [
         ((nn.Linear(2, 2),), {}, "network: Linear given, expected an instance of Network"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pcsim
 from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
-from pcsim.errors import ClampError, DivergenceError, SettingError
+from pcsim.errors import ClampError, DivergenceError, PCError, SettingError
 from pcsim.metrics import Accuracy, ErrorByLevel, Metric, Outcome, RelaxedEnergy
 from pcsim.training import Trainer
 
@@ -315,7 +316,7 @@ def test_targets_of_the_shape_of_their_node_are_values(dtype: torch.dtype, shape
     own = trainer(pcsim.Simulator(net, pcsim.Relaxation(1, 0.1)))
     history = own.fit([(noise()[0][0], targets)], epochs=1)
     assert torch.equal(net["output"].value, targets.float())
-    assert ("accuracy" in history.records[0].train) == (shape == (10,))
+    assert history.records[0].train.keys() == {"energy"}  # no class is told from another by such values
 
 
 def vision(shape: tuple[int, ...]) -> pcsim.Simulator:
@@ -371,6 +372,135 @@ def test_accuracy_needs_outputs_of_which_one_is_largest() -> None:
         own.evaluate([(noise()[0][0], torch.zeros(8, 1))])
 
 
+def clamped(shape: tuple[int, ...], energy: pcsim.Energy | None = None) -> pcsim.Simulator:
+    """An edge into an output of any shape, with any energy."""
+    net = pcsim.Network()
+    net.add_node("input", (64,))
+    net.add_node("output", shape, energy=energy)
+    net.add_edge("input", "output", nn.Sequential(nn.Linear(64, math.prod(shape)), nn.Unflatten(1, shape)))
+    return pcsim.Simulator(net, pcsim.Relaxation(1, 0.1))
+
+
+SOFT = torch.tensor([0.7, 0.2, 0.1]).expand(8, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "energy", "targets", "classes"),
+    [
+        ((3,), None, EIGHT % 3, True),
+        ((3,), None, torch.eye(3)[EIGHT % 3], True),
+        ((3,), None, torch.eye(3, dtype=torch.bool)[EIGHT % 3], True),
+        ((3, 2), None, torch.eye(3)[EIGHT % 3][:, :, None].expand(8, 3, 2), True),
+        ((3, 2), pcsim.CrossEntropy(), SOFT[:, :, None].expand(8, 3, 2), True),
+        ((2, 3), pcsim.CrossEntropy(axis=-2), torch.ones(8, 2, 3) / 2, True),
+        ((3,), pcsim.CrossEntropy(), SOFT, True),
+        ((2, 3), pcsim.CrossEntropy(axis=1), SOFT[:, None].expand(8, 2, 3), False),  # its classes are on another axis
+        ((3,), None, SOFT, False),
+        ((3,), None, torch.zeros(8, 3), False),
+        ((3,), None, 1 - torch.eye(3)[EIGHT % 3], False),
+        ((3,), None, torch.tensor([2.0, -1.0, 0.0]).expand(8, 3), False),
+        ((1,), None, torch.ones(8, 1), False),
+    ],
+)
+def test_accuracy_is_measured_where_targets_are_classes(
+    shape: tuple[int, ...], energy: pcsim.Energy | None, targets: Tensor, classes: bool
+) -> None:
+    images = noise()[0][0]
+    pairs, own = [(images, targets)], trainer(clamped(shape, energy))
+    assert own.evaluate(pairs).keys() == ({"energy", "accuracy"} if classes else {"energy"})
+    values = targets if targets.dim() > 1 else torch.eye(3)[targets]
+    named = trainer(clamped(shape, energy), clamps=lambda batch: {"input": batch[0], "output": values.float()})
+    found = named.fit(pairs, epochs=2, validation=pairs)
+    assert all(record.validation.keys() == own.evaluate(pairs).keys() for record in found.records)
+    assert trainer(clamped(shape, energy), metrics=[RelaxedEnergy()]).evaluate(pairs).keys() == {"energy"}
+
+
+def test_a_batch_that_does_not_fit_chooses_no_metrics() -> None:
+    own, (images, targets) = trainer(), noise()[0]
+    for wrong in (torch.zeros(8, 4), torch.tensor(0.0)):
+        with pytest.raises(ClampError):
+            own.evaluate([(images, wrong)])
+    assert own.evaluate([(images, targets)]).keys() == {"energy", "accuracy"}
+
+
+def test_mean_squared_error_is_that_of_torch() -> None:
+    own, batches = trainer(metrics=[pcsim.MeanSquaredError()]), noise()
+    images, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    predicted = own.simulator.predict({"input": images})["output"]
+    assert own.evaluate(batches) == {
+        "mean_squared_error": pytest.approx(nn.functional.mse_loss(predicted, targets).item())
+    }
+    before = nn.functional.mse_loss(own.simulator.predict({"input": batches[0][0]})["output"], batches[0][1])
+    trained = own.fit(batches[:1], epochs=1).of("mean_squared_error")
+    assert trained == [pytest.approx(before.item())]
+    assert pcsim.EarlyStopping("mean_squared_error").mode == "min"
+
+
+def test_mean_squared_error_of_units_that_are_given() -> None:
+    images, targets = noise()[0]
+    masks = torch.arange(80).view(8, 10) % 3 > 0
+    targets = torch.where(masks, targets, math.nan)
+    for mask, kept in ((masks, masks), (masks[0], masks[:1].expand(8, 10))):
+        own = trainer(
+            metrics=[pcsim.MeanSquaredError()],
+            clamps=lambda batch, mask=mask: {"input": batch, "output": (torch.nan_to_num(targets), mask)},
+        )
+        predicted = own.simulator.predict({"input": images})["output"]
+        expected = (predicted - torch.nan_to_num(targets))[kept].square().mean().item()
+        assert own.evaluate([images]) == {"mean_squared_error": pytest.approx(expected)}
+
+
+def test_mean_squared_error_needs_a_target() -> None:
+    own = trainer(metrics=[pcsim.MeanSquaredError()], clamps=lambda batch: {"input": batch[0]})
+    with pytest.raises(SettingError, match="MeanSquaredError needs a clamped target"):
+        own.evaluate(noise(1))
+
+
+class Reported(SGD):
+    """Writes down the sizes of what it steps by: its hooks come before ``step``."""
+
+    def __init__(self, parameters: Iterator[nn.Parameter]) -> None:
+        super().__init__(parameters, lr=1e-3)
+        self.sizes: dict[str, list[float]] = {"norm": [], "value": []}
+
+    def step(self, closure: Any = None) -> None:
+        found = torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"] if p.grad is not None])
+        self.sizes["norm"].append(float(found.norm()))
+        self.sizes["value"].append(float(found.abs().max()))
+        super().step(closure)
+
+
+CLIPS = {"norm": torch.nn.utils.clip_grad_norm_, "value": torch.nn.utils.clip_grad_value_}
+
+
+@pytest.mark.parametrize("by", CLIPS)
+def test_clipping_is_that_of_torch(by: Any) -> None:
+    own = trainer(clip=0.02, clip_by=by)
+    own.fit(noise(), epochs=2)
+    hand = simulator()
+    optimizer = AdamW(hand.network.parameters(), lr=3e-3)
+    for images, targets in noise() * 2:
+        hand.infer({"input": images, "output": targets})
+        hand.compute_gradients()
+        CLIPS[by](hand.network.parameters(), 0.02)
+        optimizer.step()
+    assert same(weights(own.simulator), weights(hand))
+    unclipped = trainer()
+    unclipped.fit(noise(), epochs=2)
+    assert not same(weights(own.simulator), weights(unclipped.simulator))
+
+
+@pytest.mark.parametrize("by", CLIPS)
+def test_every_step_of_the_incremental_rule_is_clipped(by: Any) -> None:
+    sim = simulator(rule=pcsim.IncrementalUpdate())
+    optimizer = Reported(sim.network.parameters())
+    own = trainer(sim, optimizer=optimizer, clip=0.01, clip_by=by)
+    own.fit(noise(1), epochs=1)
+    assert optimizer.sizes[by] == [pytest.approx(0.01, rel=1e-5)] * 4
+    sim.update(dict(zip(("input", "output"), noise()[0], strict=True)), optimizer)  # not the trainer's: not clipped
+    assert min(optimizer.sizes[by][4:]) > 0.02
+
+
 def test_inputs_take_the_dtype_of_the_network() -> None:
     sim = simulator()
     sim.network.double()
@@ -405,6 +535,81 @@ def test_without_a_target_and_with_masks() -> None:
     history = own.fit([torch.ones(4, 8)] * 30, epochs=2, validation=[torch.ones(4, 8)])
     assert history.records[-1].train.keys() == {"energy"}
     assert history.of("energy", "validation")[-1] < history.of("energy")[0]
+
+
+def generative() -> pcsim.Simulator:
+    """Causes with a prior that predict an image."""
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    net.add_node("cause", (4,), prior=0.0)
+    net.add_node("image", (8,))
+    net.add_edge("cause", "image", nn.Linear(4, 8))
+    return pcsim.Simulator(net, pcsim.Relaxation(steps=5, rate=0.1))
+
+
+IMAGES = torch.linspace(-1, 1, 80).view(10, 8).sin()
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        list(IMAGES.split(4)),
+        DataLoader(TensorDataset(IMAGES), 4),
+        [(images, torch.zeros(len(images))) for images in IMAGES.split(4)],
+        [(images, ["of no matter"], 3) for images in IMAGES.split(4)],
+        DataLoader(IMAGES, 4),
+    ],
+    ids=["tensors", "of one", "pairs", "more", "no tuples"],
+)
+def test_without_a_target_inputs_are_learned(batches: Any) -> None:
+    own = trainer(generative(), inputs="image", target=None, relaxed_every=1)
+    history = own.fit(batches, epochs=2, validation=batches)
+    hand = generative()
+    optimizer, energies = AdamW(hand.network.parameters(), lr=3e-3), []
+    for images in IMAGES.split(4) * 2:
+        hand.update({"image": images}, optimizer)
+        energies.append(sum(float(energy.sum()) for energy in hand.energy().values()))
+    assert same(weights(own.simulator), weights(hand))
+    assert history.of("energy") == [pytest.approx(sum(energies[k : k + 3]) / 10) for k in (0, 3)]
+    hand.infer({"image": IMAGES})
+    now = sum(float(energy.mean()) for energy in hand.energy().values())
+    assert own.evaluate(batches) == {"energy": pytest.approx(now)}
+    assert history.of("energy", "validation")[-1] == pytest.approx(now)
+
+
+@pytest.mark.parametrize("batch", [[], ["words"], {"image": IMAGES}, 5])
+def test_without_a_target_a_batch_begins_with_a_tensor(batch: Any) -> None:
+    own = trainer(generative(), inputs="image", target=None)
+    with pytest.raises(SettingError, match="expected a tensor of inputs"):
+        own.fit([batch], epochs=1)
+
+
+def test_history_as_a_table() -> None:
+    pandas = pytest.importorskip("pandas")
+    own = trainer(relaxed_every=1)
+    own.fit(noise(), epochs=1)
+    history = own.fit(noise(), epochs=2, validation=noise(1))
+    table = history.to_dataframe()
+    assert list(table.index) == [1, 2, 3]
+    assert table.index.name == "epoch"
+    metrics = [f"{part}_{name}" for part in ("train", "validation") for name in ("energy", "accuracy")]
+    assert list(table.columns) == ["learning_rate", "seconds", *metrics]
+    for name in ("energy", "accuracy"):
+        assert table[f"train_{name}"].tolist() == history.of(name)
+        assert table[f"validation_{name}"].isna().tolist() == [True, False, False]
+        assert table[f"validation_{name}"].tolist()[1:] == [record.validation[name] for record in history.records[1:]]
+    assert table["seconds"].tolist() == [record.seconds for record in history.records]
+    assert (table["learning_rate"] == 3e-3).all()
+    empty = pcsim.History().to_dataframe()
+    assert isinstance(empty, pandas.DataFrame)
+    assert empty.empty
+    assert list(empty.columns) == ["learning_rate", "seconds"]
+
+
+def test_a_table_needs_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(PCError, match=r"pip install 'pcsim\[pandas\]'"):
+        History().to_dataframe()
 
 
 class Stream(IterableDataset[Batch]):
@@ -464,7 +669,11 @@ def foreign_optimizer() -> AdamW:
         ({"monitor": "energy"}, "for a ReduceLROnPlateau only"),
         ({"inputs": "image"}, "inputs: 'image' given, expected a node of the network: 'input', 'hidden1'"),
         ({"target": "digit"}, "target: 'digit' given"),
-        ({"target": None}, "without a target node there must be one"),
+        ({"target": None}, "inputs: 'input' given, expected a node that others predict"),
+        ({"clip": 0.0}, "clip: 0.0 given, expected a number above 0"),
+        ({"clip": True}, "clip: True given"),
+        ({"clip": math.inf}, "clip: inf given"),
+        ({"clip": 1.0, "clip_by": "length"}, "clip_by: 'length' given, expected 'norm' or 'value'"),
         ({"clamps": {"input": 1}}, "a function from a batch to clamps"),
         ({"metrics": ["accuracy"]}, "instances of pcsim.metrics.Metric"),
         ({"metrics": [Accuracy]}, "instances of pcsim.metrics.Metric"),
@@ -494,7 +703,7 @@ def test_a_simulator_is_needed() -> None:
         (list, 1, "train: list given without batches"),
         (lambda: 5, 1, "train: int given, expected batches"),
         (lambda: iter(noise()), 2, "used up after one epoch"),
-        (lambda: [torch.zeros(2, 64)], 1, "batch of type Tensor given, expected a pair of tensors"),
+        (lambda: [torch.zeros(2, 64)], 1, "batch of type Tensor given, expected a pair of tensors.*give target=None"),
         (lambda: [{"image": torch.zeros(2, 64)}], 1, "batch of type dict given"),
         (lambda: [(torch.zeros(2, 64), [1, 2])], 1, "batch of type tuple given"),
         (
@@ -523,7 +732,7 @@ def test_what_was_not_measured_is_refused() -> None:
     with pytest.raises(SettingError, match="measured twice"):
         trainer(metrics=[Accuracy(), Accuracy()]).evaluate(noise(1))
     with pytest.raises(SettingError, match="needs a clamped target"):
-        trainer(clamps=lambda batch: {"input": batch[0]}).evaluate(noise(1))
+        trainer(clamps=lambda batch: {"input": batch[0]}, metrics=FREE_OF_CHARGE).evaluate(noise(1))
     for nothing in (None, {}):
         with pytest.raises(SettingError, match="expected a mapping from nodes"):
             trainer(clamps=lambda batch, given=nothing: given, metrics=FREE_OF_CHARGE).evaluate(noise(1))

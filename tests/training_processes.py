@@ -136,6 +136,8 @@ def other_data(group: Group, folder: Path) -> dict[str, Any]:
     own.fit(DataLoader(list(zip(images.split(BATCH), labels.split(BATCH), strict=True)), batch_size=None), epochs=1)
     with_masks = Trainer(own.simulator, own.optimizer, clamps=masked, seed=1, progress=False, process_group=group)
     with_masks.fit(loader(generator=torch.Generator()), epochs=2)
+    clipping = Trainer(own.simulator, own.optimizer, clip=0.05, seed=2, progress=False, process_group=group)
+    clipping.fit(loader(), epochs=1)
     return result(own)
 
 
