@@ -19,6 +19,7 @@ from pcsim.engine.problem import Gradients
 from pcsim.errors import SettingError, StateError
 from pcsim.graph.combining import Sum
 from pcsim.graph.edge import Edge
+from pcsim.graph.energies import OfDifference
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.random_state import random_state_kept
@@ -103,6 +104,57 @@ def update_similarity(simulator: Simulator, clamps: Clamps) -> dict[str, float]:
     return {
         name: _cosine(edge, own, exact) for name, edge in network.edges.items() if any(True for _ in edge.parameters())
     }
+
+
+@attrs.frozen
+class Outliers:
+    """How many outliers a relaxation leaves to a robust energy.
+
+    Args:
+        forward: units whose error of the forward pass is more than twice what the energy begins to call outlying
+            (``outlying``: the Laplace's width, Huber's threshold, √ν of Student's t).
+        relaxed: those of them whose error is still outlying after the relaxation.
+    """
+
+    forward: int
+    relaxed: int
+
+    @property
+    def absorbed(self) -> bool:
+        """Whether fewer than one in ten are left, so that the energy tells next to none of them from the rest."""
+        return 10 * self.relaxed < self.forward
+
+
+def outliers(simulator: Simulator) -> dict[str, Outliers]:
+    """What the latest relaxation has left of the outliers at targets with a robust energy, by node name.
+
+    Latents explain a part of every error away. In a linear network with Gaussian latents and one target of precision
+    π an error r is left as r/S at rest, S = 1 + π Σ J Jᵀ over the latents, J = ∂u/∂v; so a Huber energy of threshold
+    δ acts on r as one of S δ does (its Moreau envelope), and what learns from the relaxed errors learns from outliers
+    as from other samples. Rules that learn from errors of the forward pass, or as they arrive, do not.
+
+    Only networks where every free node starts at its prediction from what is given have such outliers: where causes
+    are still to be inferred, an error of the forward pass is none of the data's.
+
+    Raises:
+        StateError: nothing was inferred.
+    """
+    state = simulator.engine.shown
+    if state is None:
+        raise StateError("outliers needs a relaxed state: call infer first")
+    clamping, nodes, found = state.task.clamping, simulator.network.nodes, dict[str, Outliers]()
+    if clamping.cyclic or any(not nodes[name].incoming for name in clamping.free):
+        return found
+    for name in clamping.targets:
+        node = nodes[name]
+        energy, mask = node.energy_function, state.batch.given(name)
+        bound = energy.outlying if isinstance(energy, OfDifference) else None
+        if bound is not None:
+            clear = (node.value - node.forward_prediction).abs() > 2 * bound
+            clear = clear if mask is None else clear & mask
+            left = clear & (node.error.abs() > bound)
+            found[name] = Outliers(int(clear.sum()), int(left.sum()))
+    return found
 
 
 @attrs.frozen

@@ -62,4 +62,4 @@ class PrecisionWarning(PCWarning):
 
 
 class EnergyWarning(PCWarning):
-    """An energy stands where it has no minimum, so that a relaxation drifts."""
+    """An energy stands where it has no minimum, so that a relaxation drifts, or does not do there what it is for."""

@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import length_hint
@@ -20,11 +21,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from pcsim import io
+from pcsim import diagnosis, io
 from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
 from pcsim.clamps import Clamps, Given, Stream
 from pcsim.distributed import Processes, Shares
-from pcsim.errors import DivergenceError, FileError, SettingError
+from pcsim.errors import DivergenceError, EnergyWarning, FileError, SettingError
 from pcsim.graph.checks import is_number
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
@@ -127,7 +128,7 @@ class Trainer:
         self.seed = seed
         self.process_group = process_group
         self.history = History()
-        self._stopped = self._stepping = False
+        self._stopped = self._stepping = self._warned = False
         self._chooses_metrics = metrics is None and self.target is not None
         """Whether the first batch with a target is still to say whether it is classes."""
         self._samples = 0
@@ -364,6 +365,8 @@ class Trainer:
                 shown = trace if index % self.relaxed_every == 0 else None
                 measured = self._measure(means, clamps, samples, output, shown)
                 self._schedule("batch", measured, samples)
+                if shown is not None and not self._warned:
+                    self._warn_of_absorbed_outliers()
                 for callback in self.callbacks:
                     callback.on_batch_end(self, BatchRecord(epoch, index, trace, measured))
                 if not silent and time.perf_counter() - displayed > SECONDS_BETWEEN_DISPLAYS:
@@ -375,6 +378,23 @@ class Trainer:
             validated = {} if validation is None else self._evaluate(validation)
             bar.set_postfix({**metrics, **{f"validation_{name}": number for name, number in validated.items()}})
         return EpochRecord(epoch, rate, metrics, validated, seconds)
+
+    def _warn_of_absorbed_outliers(self) -> None:
+        """Say, once, that a robust energy cannot do its work, where the batch at hand shows it."""
+        rule, network = self.simulator.rule, self.simulator.network
+        if rule.at_forward or rule.at_arrival or rule.backprop or self.simulator.relaxation.hold_predictions:
+            return  # what learns from errors of the forward pass learns from outliers as the energy says
+        for name, found in diagnosis.outliers(self.simulator).items():
+            if found.absorbed:
+                self._warned = True
+                warnings.warn(
+                    f"node {name!r}: of {found.forward} outliers in the forward pass the relaxation leaves "
+                    f"{found.relaxed}, since latents explain them away, so that {network[name].energy_function!r} is "
+                    "not robust here; let weights learn from the errors of the forward pass, by Spiking() with "
+                    "ForwardUpdate() or by ArrivalUpdate()",
+                    EnergyWarning,
+                    stacklevel=2,
+                )
 
     def _until_stopped(self, shares: Iterator[Share]) -> Iterator[Share]:
         """Batches until there is none, or somebody has called :meth:`stop`."""

@@ -161,3 +161,67 @@ def test_nothing_to_draw_is_refused() -> None:
     for measure in (diagnosis.level_energies, diagnosis.level_errors, diagnosis.imbalance, diagnosis.arrivals):
         with pytest.raises(StateError, match="record=True"):
             measure(silent)
+
+
+def regression(energy: pcsim.Energy, weight: float = 2.0) -> tuple[pcsim.Network, float]:
+    """A linear chain of Gaussian latents with one output, and 1 + Σ J Jᵀ of it."""
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([2, 3, 3, 1], activation=nn.Identity, energy=energy).double()
+    second, last = (net.edges[name].module.weight for name in ("hidden1->hidden2", "hidden2->output"))
+    with torch.no_grad():
+        last *= weight / last.norm()
+        return net, float(1 + last.square().sum() + (last @ second).square().sum())
+
+
+def test_latents_stretch_the_threshold_of_a_robust_energy() -> None:
+    """The energy acts on errors of the forward pass as its Moreau envelope does: a Huber loss of threshold S δ."""
+    net, stretch = regression(pcsim.Huber(0.1))
+    assert stretch > 4
+    sim, images = pcsim.Simulator(net, pcsim.Relaxation(400, 0.1, momentum=0.7)), torch.randn(6, 2).double()
+    errors = torch.tensor([[0.05], [-0.15], [0.25], [-0.3], [0.1 * stretch + 0.3], [-9.0]]).double()
+    clamps = {"input": images, "output": sim.predict({"input": images})["output"] + errors}
+    sim.infer(clamps)
+    beyond = errors.abs() > 0.1 * stretch
+    left = torch.where(beyond, errors - errors.sign() * 0.1 * (stretch - 1), errors / stretch)
+    torch.testing.assert_close(net["output"].error, left, rtol=1e-8, atol=1e-8)
+    assert diagnosis.outliers(sim) == {"output": diagnosis.Outliers(forward=4, relaxed=2)}
+    sim.infer({**clamps, "output": (clamps["output"], errors < 0)})
+    assert diagnosis.outliers(sim) == {"output": diagnosis.Outliers(forward=2, relaxed=1)}
+
+
+@pytest.mark.parametrize(
+    ("energy", "bound"),
+    [(pcsim.Laplace(0.5), 0.5), (pcsim.Huber(0.5), 0.5), (pcsim.StudentT(0.25), 0.5)],
+)
+def test_what_counts_as_an_outlier(energy: pcsim.Energy, bound: float) -> None:
+    net, _ = regression(energy)
+    sim, images = pcsim.Simulator(net, pcsim.Relaxation(0, 0.1)), torch.zeros(4, 2).double()
+    errors = bound * torch.tensor([[1.9], [2.1], [-1.9], [-2.1]]).double()
+    sim.infer({"input": images, "output": errors})
+    assert diagnosis.outliers(sim) == {"output": diagnosis.Outliers(2, 2)}
+
+
+def test_outliers_are_of_robust_targets_that_are_predicted_from_what_is_given() -> None:
+    net, _ = regression(pcsim.Gaussian())
+    sim = pcsim.Simulator(net, pcsim.Relaxation(1, 0.1))
+    with pytest.raises(StateError, match="call infer first"):
+        diagnosis.outliers(sim)
+    clamps = {"input": torch.zeros(1, 2).double(), "output": torch.full((1, 1), 9.0).double()}
+    sim.infer(clamps)
+    assert diagnosis.outliers(sim) == {}
+    for prior in (None, 0.0):
+        down = pcsim.Network()
+        down.add_node("cause", (2,), prior=prior)
+        down.add_node("image", (2,), energy=pcsim.StudentT())
+        down.add_edge("cause", "image", nn.Linear(2, 2))
+        sim = pcsim.Simulator(down, pcsim.Relaxation(1, 0.1))
+        sim.infer({"image": torch.full((1, 2), 99.0)})
+        assert diagnosis.outliers(sim) == {}
+    net, _ = regression(pcsim.Huber())
+    net.add_edge("hidden2", "hidden1", nn.Linear(3, 3).double())
+    sim = pcsim.Simulator(net, pcsim.Relaxation(1, 0.1))
+    sim.infer(clamps)
+    assert diagnosis.outliers(sim) == {}
+    assert not diagnosis.Outliers(0, 0).absorbed
+    assert not diagnosis.Outliers(10, 1).absorbed
+    assert diagnosis.Outliers(11, 1).absorbed

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pcsim
 from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
-from pcsim.errors import ClampError, DivergenceError, PCError, SettingError
+from pcsim.errors import ClampError, DivergenceError, EnergyWarning, PCError, SettingError
 from pcsim.metrics import Accuracy, ErrorByLevel, Metric, Outcome, RelaxedEnergy
 from pcsim.training import Trainer
 
@@ -610,6 +610,40 @@ def test_a_table_needs_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(PCError, match=r"pip install 'pcsim\[pandas\]'"):
         History().to_dataframe()
+
+
+def robust(rule: pcsim.LearningRule, precision: pcsim.PrecisionSchedule, width: float = 6.0) -> Trainer:
+    """Outliers at a robust energy behind latents that can explain them away."""
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([64, 32, 32, 1], activation=nn.Identity, energy=pcsim.Huber(1.0))
+    with torch.no_grad():
+        net.edges["hidden2->output"].module.weight.mul_(width)
+    return trainer(pcsim.Simulator(net, pcsim.Relaxation(60, 0.02, precision=precision), rule))
+
+
+FAR = [(images, 30 * torch.ones(len(images), 1)) for images, _ in noise()]
+
+
+def test_a_robust_energy_that_cannot_be_robust_warns_once() -> None:
+    own = robust(pcsim.SettledUpdate(), pcsim.Constant())
+    with pytest.warns(EnergyWarning, match=r"node 'output': of 8 outliers .* leaves 0, .*Huber\(threshold=1") as told:
+        own.fit(FAR, epochs=2)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "precision", "width"),
+    [
+        (pcsim.SettledUpdate(), pcsim.Constant(), 0.1),  # the latents cannot explain them
+        (pcsim.ForwardUpdate(), pcsim.Constant(), 6.0),
+        (pcsim.ArrivalUpdate(), pcsim.Spiking.for_rate(0.02), 6.0),
+        (pcsim.Backprop(), pcsim.Constant(), 6.0),
+    ],
+)
+def test_where_outliers_reach_the_weights_nothing_is_said(
+    rule: pcsim.LearningRule, precision: pcsim.PrecisionSchedule, width: float
+) -> None:
+    robust(rule, precision, width).fit(FAR, epochs=1)  # a warning would fail
 
 
 class Stream(IterableDataset[Batch]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import attrs
@@ -24,6 +25,11 @@ class OfDifference(Energy):
     """Base class of energies of value − prediction alone; a subclass gives the energy and its slope."""
 
     rests_at_prediction: ClassVar[bool] = True
+
+    @property
+    def outlying(self) -> float | None:
+        """The error beyond which a unit pulls less than a Gaussian would let it; None where there is no such."""
+        return None
 
     def slope(self, error: Tensor) -> Tensor:
         """∂E/∂error of each unit, (batch, *shape); exactly zero where the error is."""
@@ -53,6 +59,11 @@ class Laplace(OfDifference):
 
     width: float = attrs.field(default=1.0, validator=_positive)
 
+    @property
+    def outlying(self) -> float:
+        """The width."""
+        return self.width
+
     def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
         """|value − prediction| / width, (batch, *shape)."""
         return (value - prediction).abs() / self.width
@@ -74,6 +85,11 @@ class Huber(OfDifference):
     """
 
     threshold: float = attrs.field(default=1.0, validator=_positive)
+
+    @property
+    def outlying(self) -> float:
+        """The threshold."""
+        return self.threshold
 
     def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
         """½ ε² where |ε| ≤ threshold, else threshold (|ε| − ½ threshold), (batch, *shape)."""
@@ -98,6 +114,11 @@ class StudentT(OfDifference):
     """
 
     freedom: float = attrs.field(default=3.0, validator=_positive)
+
+    @property
+    def outlying(self) -> float:
+        """√ν, where the pull is largest."""
+        return math.sqrt(self.freedom)
 
     def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
         """½ (ν + 1) log(1 + ε² / ν), (batch, *shape)."""
