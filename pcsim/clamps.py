@@ -83,9 +83,13 @@ given units."""
 
 
 def read(
-    network: Network, clamps: Clamps, options: tuple[torch.dtype, torch.device] | None, steps: int | str
-) -> tuple[dict[str, Clamp], Unread | None]:
-    """What is given, by node name, and whether it is finite, where that is still to be read from the device.
+    network: Network,
+    clamps: Clamps,
+    options: tuple[torch.dtype, torch.device] | None,
+    steps: int | str,
+    size: int | None = None,
+) -> tuple[dict[str, Clamp], Tensor, Unread | None]:
+    """What is given, by node name; a tensor of its batch, dtype and device; and what is still to be read of it.
 
     On a CPU, where reading costs nothing, what is not finite is refused at once.
 
@@ -94,10 +98,13 @@ def read(
         clamps: as the user gave them.
         options: dtype and device of the network's parameters; None if it has none.
         steps: of the relaxation, or why nothing can change within it.
+        size: number of samples, where nothing has to be given that says so.
 
     Raises:
         ClampError: a clamp does not fit; names the node.
     """
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ClampError(f"batch={size!r} given, expected a whole number of samples, at least 1")
     named, streams = _shown(_by_name(network, clamps), steps)
     values = (given[0] if isinstance(given, tuple) and given else given for given in named.values())
     some = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
@@ -107,16 +114,33 @@ def read(
     for name, (frames, every) in streams.items():
         fits[name] = _streamed(network, name, fits[name], frames, every, late)
     if not fits:
-        raise ClampError("nothing is clamped, so the batch size is unknown; clamp at least one node")
+        return {}, torch.empty(_free_size(network, size), dtype=dtype, device=device), None
     sizes = {name: len(clamp.value) for name, clamp in fits.items()}
     batch = next(iter(sizes.values()))
-    for name, size in sizes.items():
-        if size != batch:
+    for name, own in sizes.items():
+        if own != batch:
             raise ClampError(
-                f"clamp {name!r}: batch of {size} given, but {next(iter(sizes))!r} has {batch}; clamp all nodes with "
+                f"clamp {name!r}: batch of {own} given, but {next(iter(sizes))!r} has {batch}; clamp all nodes with "
                 "the same number of samples"
             )
-    return fits, _unread(fits) if late else None
+    if size not in (None, batch):
+        raise ClampError(f"batch={size} given, but {next(iter(sizes))!r} is clamped for {batch}; leave out batch=")
+    return fits, next(iter(fits.values())).value, _unread(fits) if late else None
+
+
+def _free_size(network: Network, size: int | None) -> int:
+    """How many samples there are where nothing is clamped, which then follow from priors alone."""
+    if size is None:
+        raise ClampError(
+            "nothing is clamped, so the batch size is unknown; clamp at least one node, or give infer(batch=)"
+        )
+    loose = [node.name for node in network.roots() if node.prior is None]
+    if loose:
+        raise ClampError(
+            f"nothing is clamped, and root {loose[0]!r} has no prior, so that nothing says what it could be; give it a "
+            "prior, or clamp it"
+        )
+    return size
 
 
 def _shown(
@@ -153,20 +177,19 @@ def _streamed(network: Network, name: str, first: Clamp, frames: list[Tensor], e
 
 
 def read_precision(
-    network: Network, precision: Mapping[str | Node, Tensor], clamps: Mapping[str, Clamp], unread: Unread | None
+    network: Network, precision: Mapping[str | Node, Tensor], first: Tensor, unread: Unread | None
 ) -> tuple[dict[str, Tensor], Unread | None]:
     """Nodes' own precisions trial by trial, (batch, *shape) or (batch, 1, ...), and what is still to be read.
 
     Args:
         network: whose nodes they are.
         precision: as the user gave it.
-        clamps: what is given beside it.
+        first: a tensor of the batch, dtype and device of what is given beside it.
         unread: of those; None where all is read at once.
 
     Raises:
         ClampError: a precision does not fit, or its node has none; names the node.
     """
-    first = next(iter(clamps.values())).value
     found = {}
     for name, value in _by_name(network, precision, "precision").items():
         if name not in network.nodes:
@@ -202,9 +225,8 @@ def read_precision(
     return found, Unread((*unread.sizes, *sizes), refuse)
 
 
-def with_constants(network: Network, clamps: dict[str, Clamp]) -> dict[str, Clamp]:
-    """What is given, and the constant nodes that are not."""
-    first = next(iter(clamps.values())).value
+def with_constants(network: Network, clamps: dict[str, Clamp], first: Tensor) -> dict[str, Clamp]:
+    """What is given, and the constant nodes that are not, for the batch, dtype and device of a tensor."""
     for name, constant in network.constants.items():
         if name not in clamps:
             clamps[name] = Clamp(first.new_full((len(first), *network.nodes[name].shape), constant))
@@ -236,7 +258,11 @@ def _unfinite(name: str, *, masked: bool) -> ClampError:
 
 
 def read_start(
-    network: Network, start: Mapping[str | Node, Tensor], clamps: Mapping[str, Clamp], unread: Unread | None
+    network: Network,
+    start: Mapping[str | Node, Tensor],
+    clamps: Mapping[str, Clamp],
+    like: Tensor,
+    unread: Unread | None,
 ) -> tuple[dict[str, Tensor], Unread | None]:
     """Where free nodes start, by node name, and what is still to be read, as of :func:`read`.
 
@@ -244,12 +270,12 @@ def read_start(
         network: whose nodes they are.
         start: as the user gave it.
         clamps: what is given beside it.
+        like: of its batch, dtype and device.
         unread: of those; None where all is read at once.
 
     Raises:
         ClampError: a value does not fit, or its node is none that moves; names the node.
     """
-    first = next(iter(clamps.values())).value
     found = {}
     for name, value in _by_name(network, start, "init").items():
         if name not in network.nodes:
@@ -259,11 +285,12 @@ def read_start(
         if full or node.deterministic:
             why = "is clamped" if full else "is deterministic, so that its value is its prediction"
             raise ClampError(f"init {name!r}: the node {why}; leave it out")
-        found[name] = _value(name, value, node.shape, first.dtype, first.device, "init").detach()
-        if len(found[name]) != len(first):
+        found[name] = _value(name, value, node.shape, like.dtype, like.device, "init").detach()
+        if len(found[name]) != len(like):
+            other = f"{next(iter(clamps))!r} is clamped for" if clamps else "batch is"
             raise ClampError(
-                f"init {name!r}: batch of {len(found[name])} given, but {next(iter(clamps))!r} is clamped for "
-                f"{len(first)}; give the same number of samples"
+                f"init {name!r}: batch of {len(found[name])} given, but {other} {len(like)}; give the same number of "
+                "samples"
             )
 
     def refuse() -> None:

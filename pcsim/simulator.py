@@ -142,6 +142,7 @@ class Simulator:
         record: Recorded = False,
         init: ByNode | None = None,
         precision: ByNode | None = None,
+        batch: int | None = None,
     ) -> Trace:
         """Relax the free nodes; afterwards each node and edge shows its state.
 
@@ -153,6 +154,8 @@ class Simulator:
                 ``start="previous"``, puts them.
             precision: what nodes' own precisions are in this run, trial by trial: (batch,) or (batch, *shape), by node
                 or name. The weights learn with precision left out (SPEC §4), except by the incremental rule.
+            batch: number of samples where nothing is clamped, ``infer({}, batch=n)``: with a temperature these come to
+                follow the model's own distribution, e^(−F/temperature), every root of which needs a prior.
 
         Raises:
             ClampError: a clamp does not fit.
@@ -161,7 +164,8 @@ class Simulator:
             DivergenceError: a latent became NaN or infinite; the last good state stays.
         """
         with self._turn():
-            return self._finish(self._relax(*self._problem(clamps, record, init=init, precision=precision)))
+            problem = self._problem(clamps, record, init=init, precision=precision, size=batch)
+            return self._finish(self._relax(*problem))
 
     def equilibrium(
         self,
@@ -443,24 +447,24 @@ class Simulator:
         init: ByNode | None = None,
         precision: ByNode | None = None,
         resting: bool = False,
+        size: int | None = None,
     ) -> tuple[Task, Batch]:
         energies, probes = read_record(self.network, record)
         fingerprint = self.network.fingerprint()
         steps = self._unchanging(predicting, resting) or self.relaxation.steps
-        fits, unread = given.read(self.network, clamps, fingerprint.tensor_options, steps)
+        fits, first, unread = given.read(self.network, clamps, fingerprint.tensor_options, steps, size)
         streams = tuple((name, clamp.every) for name, clamp in fits.items() if clamp.frames is not None)
-        first = next(iter(fits.values())).value
         if len(first) == 1 and not predicting:
             checks.single_sample(self.network)
         if self.network.constants:
-            fits = given.with_constants(self.network, fits)
-        begun = {} if predicting else self._carried(fits)
+            fits = given.with_constants(self.network, fits, first)
+        begun = {} if predicting else self._carried(fits, first)
         if init is not None:
-            placed, unread = given.read_start(self.network, init, fits, unread)
+            placed, unread = given.read_start(self.network, init, fits, first, unread)
             begun |= placed
         weighed = dict[str, Tensor]()
         if precision is not None:
-            weighed, unread = given.read_precision(self.network, precision, fits, unread)
+            weighed, unread = given.read_precision(self.network, precision, first, unread)
         if unread is not None and (predicting or resting or not self.engine.reads_late):
             all_finite((), unread)
             unread = None
@@ -515,11 +519,11 @@ class Simulator:
             return "with least_rate= a step that raises the energy is taken back, and a new frame may raise it"
         return ""
 
-    def _carried(self, fits: Mapping[str, Clamp]) -> dict[str, Tensor]:
+    def _carried(self, fits: Mapping[str, Clamp], first: Tensor) -> dict[str, Tensor]:
         """Values of the last run that ``start="previous"`` begins with: of nodes and a batch of the same size."""
         if self.relaxation.start != "previous" or self._state is None or self.rule.backprop:
             return {}
-        first, last = next(iter(fits.values())).value, self._state.value
+        last = self._state.value
         full = {name for name, clamp in fits.items() if clamp.mask is None}
         found = {}
         for name, node in self.network.nodes.items():

@@ -497,6 +497,67 @@ def test_sampled_values_have_the_mean_and_covariance_of_the_posterior(engine: st
     assert np.abs(gap).max() * math.sqrt(chains) < 5
 
 
+def prior_of_images() -> pcsim.Network:
+    """Two causes of their own precision, and an image of theirs."""
+    torch.manual_seed(1)
+    net = pcsim.Network()
+    net.add_node("cause", (2,), prior=[0.5, -1.0], precision=2.0)
+    net.add_node("image", (3,), precision=0.5)
+    net.add_edge("cause", "image", nn.Linear(2, 3))
+    return net.double()
+
+
+def test_without_clamps_values_are_sampled_from_the_model(engine: str) -> None:
+    """As above, of causes and images together: μ and H follow from F = Σ ½ π ‖v − u‖². Five standard errors."""
+    net, rate, samples = prior_of_images(), 0.2, 4000
+    linear = net.edges["cause->image"].module
+    weight, bias = linear.weight.detach().numpy(), linear.bias.detach().numpy()
+    hessian = np.block([[2 * np.eye(2) + 0.5 * weight.T @ weight, -0.5 * weight.T], [-0.5 * weight, 0.5 * np.eye(3)]])
+    cause = np.array([0.5, -1.0])
+    torch.manual_seed(3)
+    trace = pcsim.Simulator(net, pcsim.Relaxation(150, rate, temperature=1.0), engine=engine).infer({}, batch=samples)
+    assert trace.steps == 150
+    found = torch.cat([net[name].value for name in ("cause", "image")], 1).numpy()
+    covariance = np.linalg.inv(hessian @ (np.eye(5) - rate * hessian / 2))
+    spread = np.sqrt(np.diag(covariance))
+    off = found.mean(0) - np.concatenate([cause, weight @ cause + bias])
+    assert np.abs(off / spread).max() * math.sqrt(samples) < 5
+    gap = (np.cov(found.T) - covariance) / np.sqrt(covariance**2 + np.outer(spread, spread) ** 2)
+    assert np.abs(gap).max() * math.sqrt(samples) < 5
+
+
+def test_without_clamps_and_noise_values_rest_at_what_the_prior_predicts(engine: str) -> None:
+    net = prior_of_images()
+    sim = pcsim.Simulator(net, pcsim.Relaxation(3, 0.1), engine=engine)
+    sim.infer({}, batch=2)
+    expected = net.edges["cause->image"].module(torch.tensor([[0.5, -1.0]]).double()).detach()
+    assert_close(net["image"].value, expected.expand(2, 3), 1e-15)
+    elsewhere = draw(2, 2)
+    sim.infer({}, batch=2, init={"cause": elsewhere})
+    assert not torch.allclose(net["cause"].value, torch.tensor([[0.5, -1.0]]).double())
+    with pytest.raises(pcsim.errors.StateError, match="no clamped node has an incoming edge or a prior"):
+        sim.learn(torch.optim.SGD(net.parameters(), lr=0.1))
+
+
+def test_a_number_of_samples_is_checked() -> None:
+    net, image = prior_of_images(), draw(4, 3)
+    sim = pcsim.Simulator(net, pcsim.Relaxation(1, 0.1))
+    sim.infer({"image": image}, batch=4)
+    for batch, clamps, words in (
+        (3, {"image": image}, "batch=3 given, but 'image' is clamped for 4"),
+        (0, {}, "batch=0 given, expected a whole number of samples"),
+        (True, {}, "batch=True given"),
+        (2.0, {}, "batch=2.0 given"),
+        (None, {}, r"the batch size is unknown; clamp at least one node, or give infer\(batch=\)"),
+    ):
+        with pytest.raises(pcsim.errors.ClampError, match=words):
+            sim.infer(clamps, batch=batch)  # type: ignore[arg-type]
+    with pytest.raises(pcsim.errors.ClampError, match="init 'cause': batch of 3 given, but batch is 2"):
+        sim.infer({}, batch=2, init={"cause": draw(3, 2)})
+    with pytest.raises(pcsim.errors.ClampError, match="root 'input' has no prior"):
+        pcsim.Simulator(chain([2, 2], nn.Tanh)).infer({}, batch=2)
+
+
 def test_samples_are_those_of_the_torch_seed_and_differ_between_batches() -> None:
     net, given = chain([2, 4, 2], nn.Tanh), {"input": draw(3, 2), "output": draw(3, 2)}
     taken = []
