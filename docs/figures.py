@@ -11,6 +11,8 @@ import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
+from scipy.ndimage import gaussian_filter
+from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 import pcsim
@@ -270,6 +272,72 @@ def turning() -> Figure:
     return figure
 
 
+def strips(count: int, side: int = 8) -> Tensor:
+    """Three neighbouring patches of filtered photographs, where there is contrast, (count or less, 3 · side²)."""
+    found = []
+    for photograph in load_sample_images().images:
+        grey = photograph.mean(2)
+        filtered = gaussian_filter(grey, 1) - gaussian_filter(grey, 5)
+        windows = torch.from_numpy(filtered / filtered.std()).float().unfold(0, side, 1).unfold(1, 3 * side, 1)
+        rows, columns = (torch.randint(size, (count // 2,)) for size in windows.shape[:2])
+        found.append(windows[rows, columns])
+    chosen = torch.cat(found)[torch.randperm(count // 2 * 2)]
+    chosen = chosen[chosen.flatten(1).std(1) > 0.5]
+    return chosen.unflatten(2, (3, side)).movedim(2, 1).flatten(1)
+
+
+class UnitLength(pcsim.Callback):
+    """Holds the length of every feature."""
+
+    def on_batch_end(self, trainer: pcsim.Trainer, record: pcsim.BatchRecord) -> None:
+        """Divide each column of weights by its length."""
+        with torch.no_grad():
+            for module in {edge.module for edge in trainer.simulator.network.edges.values()}:
+                module.weight /= module.weight.norm(dim=0)
+
+
+def generative() -> Figure:
+    """What a hierarchy of causes has learned of patches of photographs, and what it makes of hidden pixels."""
+    torch.manual_seed(0)
+    train, test = strips(30_000), strips(40)
+    net, features = pcsim.Network(), nn.Linear(48, 64, bias=False)
+    context, patches = net.add_node("context", (24,), prior=0.0), ("left", "middle", "right")
+    for patch in patches:
+        net.add_node(f"causes_{patch}", (48,), energy=pcsim.StudentT(0.1))
+        net.add_edge(context, f"causes_{patch}", nn.Linear(24, 48))
+    net.add_node("image", (192,), combine=pcsim.Concatenate())
+    for patch in patches:
+        net.add_edge(f"causes_{patch}", "image", features)
+    sim = pcsim.Simulator(net, pcsim.Relaxation(15, 0.05, momentum=0.8))
+    trainer = pcsim.Trainer(
+        sim,
+        torch.optim.Adam(net.parameters(), lr=0.01),
+        inputs="image",
+        target=None,
+        callbacks=[UnitLength()],
+        progress=False,
+    )
+    trainer.fit(train.split(50), epochs=1)
+    pixel, shown = torch.arange(192), test[:8]
+    hidden = (pixel // 64 == 1) & (pixel % 8 >= 4)
+    patient = pcsim.Simulator(net, pcsim.Relaxation(60, 0.05, momentum=0.8))
+    filled = patient.predict({"image": (shown, ~hidden)})["image"]
+    pcsim.Simulator(net, pcsim.Relaxation(200, 0.05, temperature=1.0)).infer({}, batch=8)
+    drawn = net["image"].prediction
+    figure = plots.new_figure(9.5, 5.2)
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.15])
+    left.suptitle("features", fontsize=11)
+    plots.images(features.weight.T.unflatten(1, (8, 8)), columns=7, signed=True, figure=left)
+    columns = ("seen", "partly hidden", "filled in", "drawn")
+    for part, title, pictures in zip(
+        right.subfigures(1, 4), columns, (shown, shown.masked_fill(hidden, 0.0), filled, drawn), strict=True
+    ):
+        part.suptitle(title, fontsize=9)
+        strip = pictures.unflatten(1, (3, 8, 8)).movedim(1, 2).flatten(2)
+        plots.images(strip, columns=1, signed=True, figure=part)
+    return figure
+
+
 DRAWN = (
     anatomy,
     schedules,
@@ -284,6 +352,7 @@ DRAWN = (
     plan,
     tutorial,
     turning,
+    generative,
 )
 FIGURES: dict[str, Callable[[], Figure]] = {function.__name__: function for function in DRAWN}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,3 +139,35 @@ def test_histograms_of_what_has_not_run_or_makes_no_sense_are_refused() -> None:
         plots.energy_over_steps(trace(record=False))
     with pytest.raises(SettingError, match="above zero"):
         plots.energy_over_steps(pcsim.Trace(0, ("alone",), {"alone": 0}, torch.zeros(1, 1, 1)))
+
+
+def test_images_show_what_they_are_given(tmp_path: Path) -> None:
+    pictures = torch.linspace(-1, 3, 5 * 2 * 3).view(5, 2, 3).requires_grad_()
+    figure = plots.images(pictures, titles=list("abcde"), columns=2)
+    figure.savefig(tmp_path / "pictures.png")
+    panels = figure.axes
+    assert [axes.get_title() for axes in panels] == [*"abcde", ""]
+    assert [len(axes.images) for axes in panels] == [1, 1, 1, 1, 1, 0]
+    assert panels[0].get_gridspec().ncols == 2
+    for axes, picture in zip(panels, pictures, strict=False):
+        assert torch.equal(torch.tensor(axes.images[0].get_array()), picture)
+        assert axes.images[0].get_clim() == (-1, 3)
+    signed = plots.images(pictures, signed=True)
+    for axes, picture in zip(signed.axes, pictures, strict=False):
+        size = picture.abs().max().item()
+        assert axes.images[0].get_clim() == (-size, size)
+    assert signed.axes[0].get_gridspec().ncols == 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((3, 4), {}, r"shape \(3, 4\) given, expected \(N, height, width\)"),
+        ((0, 3, 4), {}, r"shape \(0, 3, 4\) given"),
+        ((2, 3, 4), {"titles": ["one"]}, "1 titles given, expected one for each of 2 pictures"),
+        ((2, 3, 4), {"columns": 0}, "columns=0 given, expected at least 1"),
+    ],
+)
+def test_images_say_what_they_take(shape: tuple[int, ...], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        plots.images(torch.zeros(shape), **options)
