@@ -25,6 +25,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+NEEDS = re.compile(r"# needs (\w+)\n")
+"""First line of a block that is left out where an optional package is missing."""
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
 MODULES = (
     "pcsim",
@@ -56,13 +58,16 @@ def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     monkeypatch.chdir(folder)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # classes that a block defines are looked up there
-    printed = ""
+    printed, absent = "", False
     for language, text, line in blocks(page):
         if language == "python":
+            needs = NEEDS.match(text)
+            if absent := needs is not None and importlib.util.find_spec(needs[1]) is None:
+                continue
             with contextlib.redirect_stdout(io.StringIO()) as output:
                 exec(compile("\n" * (line - 1) + text, str(page), "exec"), module.__dict__)
             printed = output.getvalue()
-        else:
+        elif not absent:
             assert SAME.check_output(text, printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE), (
                 f"{page_name(page)}, line {line}: the code above prints\n{printed}\nand the page says\n{text}"
             )
