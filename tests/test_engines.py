@@ -6,14 +6,16 @@ import copy
 import math
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import attrs
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 
 import pcsim
@@ -22,58 +24,120 @@ from pcsim.engine.batched.engine import BatchedEngine
 from pcsim.engine.planning.plan import Plan
 
 EXAMPLES = 120
-CASES = verify.cases(rules=(*verify.RULES, pcsim.ArrivalUpdate()), held=True, sampled=True, multiplied=True)
+LOOSE = {"held": True, "sampled": True, "multiplied": True, "stops": True}
+RULES = (*verify.RULES, pcsim.ArrivalUpdate())
+CASES = verify.cases(rules=RULES, **LOOSE)
 everything = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
 fewer = settings(everything, max_examples=50)
+WITHOUT = ("leave_out", "stacking", "lasting_errors", "direct_moves")
 
 
-@everything
+@settings(everything, max_examples=90)
 @given(CASES)
 def test_batched_equals_reference(case: verify.Case) -> None:
     verify.check_engines_agree(case)
 
 
-@fewer
-@given(CASES)
-def test_leaving_out_zeros_changes_nothing(case: verify.Case) -> None:
-    verify.check_engines_agree(case, ("reference", partial(BatchedEngine, leave_out=False)))
+@settings(everything, max_examples=80)
+@given(CASES, st.sampled_from(WITHOUT))
+def test_every_shortcut_changes_nothing(case: verify.Case, switch: str) -> None:
+    verify.check_engines_agree(case, ("reference", partial(BatchedEngine, **{switch: False})))
 
 
-@fewer
-@given(CASES)
-def test_stacking_changes_nothing(case: verify.Case) -> None:
-    verify.check_engines_agree(case, ("reference", partial(BatchedEngine, stacking=False)))
+class Leaning(pcsim.Energy):
+    """An energy that pulls where value and prediction are the same."""
+
+    def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
+        return 0.5 * (value - prediction).square() + 0.1 * value - 0.2 * torch.cos(prediction)
 
 
-def left_behind(case: verify.Case, engine: str | Callable[[pcsim.Network], pcsim.Engine]) -> tuple[list[Tensor], str]:
-    """Values and weights after two updates of which nothing is recorded, or what the engine refused."""
-    own = case.copy()
-    torch.manual_seed(0)
-    optimizer = optim.SGD(own.network.parameters(), 0.01) if next(own.network.parameters(), None) is not None else None
-    try:
-        sim = own.simulator(engine)
-        for _ in range(2):
-            if optimizer is not None and any(own.network[n].predicted for n in own.clamps):
-                sim.update(own.clamps, optimizer)
-            else:
-                sim.infer(own.clamps)
-    except pcsim.PCError as refused:
-        return [], type(refused).__name__
-    return [*(node.value for node in own.network.nodes.values()), *own.network.parameters()], ""
+class Widening(nn.Module, pcsim.Energy):
+    """An energy with a parameter of its own."""
+
+    rests_at_prediction = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread = nn.Parameter(torch.zeros(()))
+
+    def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
+        return torch.exp(self.spread) * torch.log(torch.cosh(value - prediction))
 
 
-@settings(everything, max_examples=50)
-@given(CASES)
-def test_shortcuts_that_recording_switches_off_change_nothing(case: verify.Case) -> None:
-    expected, refusal = left_behind(case, "reference")
-    for engine in ("batched", partial(BatchedEngine, lasting_errors=False), partial(BatchedEngine, direct_moves=False)):
-        got, refused = left_behind(case, engine)
-        assert refused == refusal
-        for one, other in zip(got, expected, strict=True):
-            size = max(1.0, float(other.detach().abs().max()) if other.numel() else 0.0)
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-9 * size)
+SHARED = Leaning()
+"""One object, whatever the node's weight."""
+
+
+def odd_nodes(shape: tuple[int, ...]) -> st.SearchStrategy[Mapping[str, Any]]:
+    """Nodes whose energies are not at rest, are shared, or have parameters; transfers unit by unit and others."""
+    energies = st.sampled_from((pcsim.Gaussian, Leaning, lambda: SHARED, pcsim.StudentT, Widening))
+    transfers = st.sampled_from((lambda: None, nn.Tanh, nn.ReLU, lambda: nn.Sequential(nn.Tanh(), nn.GELU())))
+    drawn = st.tuples(energies, transfers, st.sampled_from((1.0, 0.5, 2.0)), st.sampled_from((1.0, 0.5, 0.0)))
+    return drawn.map(
+        lambda options: {
+            "energy": options[0](),
+            "transfer": options[1](),
+            "energy_weight": options[2],
+            "precision": options[3],
+        }
+    )
+
+
+def odd_edges(source: tuple[int, ...], contribution: tuple[int, ...]) -> st.SearchStrategy[nn.Module]:
+    """Edges that end in an activation, or begin with a normalisation, whose running statistics move."""
+
+    def made(affine: nn.Module, kind: str) -> nn.Module:
+        if kind == "activation last":
+            return nn.Sequential(affine, nn.Tanh())
+        if kind == "normalised" and len(source) == 1:
+            return nn.Sequential(nn.BatchNorm1d(source[0], eps=0.1), nn.ReLU(), affine)
+        return affine
+
+    kinds = st.sampled_from(("plain", "activation last", "normalised"))
+    return st.builds(made, verify.linear_edge_modules(source, contribution), kinds)
+
+
+@settings(everything, max_examples=60)
+@given(
+    verify.cases(verify.networks(nodes=(2, 6), node_factory=odd_nodes, edge_factory=odd_edges), rules=RULES, stops=True)
+)
+def test_odd_parts(case: verify.Case) -> None:
+    verify.check_engines_agree(case)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> pcsim.verify.SeededNetwork:
+    """Layers of equal nodes, joined by equal edges in any order, some of them twice, with a deterministic layer."""
+    width, net = draw(st.integers(2, 4)), verify.SeededNetwork()
+    kinds = st.sampled_from(("latent", "latent", "deterministic"))
+    before = [net.add_node(f"x{k}", (2,)).name for k in range(width)]
+    for depth in range(draw(st.integers(1, 3))):
+        kind, transfer = draw(kinds), draw(st.sampled_from((nn.Tanh, nn.Identity)))
+        layer = [f"{'abc'[depth]}{k}" for k in range(width)]
+        weights = draw(st.sampled_from((1.0, 0.5))), draw(st.sampled_from((1.0, 2.0)))
+        for k, name in enumerate(layer):
+            inner = kind == "deterministic"
+            weight = 1.0 if inner else weights[k % 2]
+            net.add_node(name, (2,), transfer=transfer(), deterministic=inner, energy_weight=weight)
+        for sources in (draw(st.permutations(before)), *draw(st.lists(st.permutations(before), max_size=1))):
+            ends = draw(st.sampled_from(("linear", "identity", "activated")))
+            for source, target in zip(sources, layer, strict=True):
+                module = nn.Identity() if ends == "identity" else nn.Linear(2, 2)
+                net.add_edge(source, target, nn.Sequential(nn.Tanh(), module) if ends == "activated" else module)
+        before = layer
+    net.add_node("y", (2,))
+    for name in before:
+        net.add_edge(name, "y", nn.Linear(2, 2))
+    net.double().seed_weights(draw(st.integers(0, 1000)))
+    return net
+
+
+@settings(everything, max_examples=40)
+@given(verify.cases(layers(), rules=RULES, targets=True, partial=False, stops=True))
+def test_equal_nodes_joined_in_any_order(case: verify.Case) -> None:
+    verify.check_engines_agree(case)
 
 
 def images(generator: int = 0) -> tuple[pcsim.Network, dict[str, Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
+import torch
 from torch import Tensor
 
 from pcsim.errors import PCError
@@ -22,13 +23,13 @@ LEARNING_RATE = 0.01
 def check_engines_agree(
     case: Case, engines: Sequence[EngineChoice] = ("reference", "batched"), tolerance: float = 1e-9
 ) -> None:
-    """Engines agree on latents, recorded energies, predictions and gradients, None or not, and on what they refuse.
+    """Engines agree on latents, energies, predictions, gradients, None or not, buffers, and on what they refuse.
 
     Each engine relaxes and learns on a copy of the network, twice in a row, so that what an engine keeps between
     batches is used. All start from the same random state.
 
     Args:
-        case: what is run; in float64, or give a tolerance that fits.
+        case: what is run, and whether it is recorded; in float64, or give a tolerance that fits.
         engines: names or classes; each is compared with the first.
         tolerance: relative to the largest number compared, and at least to 1.
 
@@ -37,7 +38,8 @@ def check_engines_agree(
             they do, as code that fails again.
     """
     given = {"engines": tuple(engines), "tolerance": tolerance}
-    report(_check, case, check_engines_agree, given, "pcsim.verify.Case(net, clamps, relaxation, rule)")
+    recorded = "" if case.record is None else f", record={case.record}"
+    report(_check, case, check_engines_agree, given, f"pcsim.verify.Case(net, clamps, relaxation, rule{recorded})")
 
 
 def _check(case: Case, engines: Sequence[EngineChoice], tolerance: float) -> None:
@@ -62,8 +64,9 @@ def _run(case: Case, engine: EngineChoice) -> _Outcome:
         simulator = own.simulator(engine)
         optimizer = RecordingOptimizer(own.network, LEARNING_RATE)
         for run in (1, 2):
-            trace = simulator.infer(own.clamps, record=True)
+            trace = simulator.infer(own.clamps, record=run == 2 if own.record is None else own.record)
             tensors |= {f"run {run}: energies": trace.energies, f"run {run}: F_t": trace.free_energies}
+            tensors[f"run {run}: steps"] = torch.tensor(trace.steps)
             for name, node in own.network.nodes.items():
                 tensors[f"run {run}: value of node {name!r}"] = node.value.clone()
                 tensors[f"run {run}: forward value of node {name!r}"] = node.forward_value.clone()
@@ -83,6 +86,7 @@ def _run(case: Case, engine: EngineChoice) -> _Outcome:
                 for update, gradients in enumerate(optimizer.gradients[before:]):
                     where = f"run {run}, update {update}"
                     tensors |= {f"{where}: gradient of {name!r}": grad for name, grad in gradients.items()}
+                tensors |= {f"run {run}: buffer {name!r}": b.clone() for name, b in own.network.named_buffers()}
         tensors |= {f"parameter {name!r}": p.detach() for name, p in own.network.named_parameters()}
     except PCError as refused:
         return _Outcome(tensors, type(refused).__name__)

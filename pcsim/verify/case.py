@@ -55,12 +55,15 @@ class Case:
         clamps: what is given, by node name.
         relaxation: how the free nodes move.
         rule: how the weights learn.
+        record: whether a comparison of engines records energies, which some shortcuts do without; None: in the second
+            of its two runs alone.
     """
 
     network: Network
     clamps: NamedClamps
     relaxation: Relaxation = attrs.field(factory=Relaxation)
     rule: LearningRule = attrs.field(factory=SettledUpdate)
+    record: bool | None = None
 
     @property
     def batch(self) -> int:

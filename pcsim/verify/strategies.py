@@ -285,6 +285,7 @@ def relaxations(
     multiplied: bool = False,
     by_errors: bool = False,
     judged: bool = False,
+    stops: bool = False,
 ) -> Relaxation:
     """Relaxations that last until every error has arrived, where the schedule asks for it.
 
@@ -299,6 +300,7 @@ def relaxations(
         multiplied: allow multipliers.
         by_errors: allow errors that move in place of values.
         judged: allow a least rate.
+        stops: allow a tolerance.
     """
     rate = draw(st.sampled_from((0.1, 0.25, 0.5, 0.8)))
     errors = by_errors and draw(st.booleans())
@@ -312,10 +314,19 @@ def relaxations(
     if adapts:
         return (ErrorRelaxation if errors else Relaxation)(steps, 4 * rate, precision=schedule, least_rate=rate / 4)
     warm = 0.1 if sampled and not friction and draw(st.integers(0, 5)) == 0 else 0.0
+    small = draw(st.sampled_from((0.03, 0.3))) if stops and not warm and draw(st.integers(0, 4)) == 0 else None
     if errors:
-        return ErrorRelaxation(steps, rate, precision=schedule, momentum=friction, nesterov=nesterov, temperature=warm)
+        return ErrorRelaxation(
+            steps,
+            rate,
+            precision=schedule,
+            momentum=friction,
+            nesterov=nesterov,
+            temperature=warm,
+            tolerance=small,
+        )
     hold = held and draw(st.integers(0, 3)) == 0
-    grown = 0.3 if multiplied and not hold and draw(st.integers(0, 4)) == 0 else 0.0
+    grown = 0.3 if multiplied and not (hold or small) and draw(st.integers(0, 4)) == 0 else 0.0
     return Relaxation(
         steps,
         rate,
@@ -325,6 +336,7 @@ def relaxations(
         hold_predictions=hold,
         temperature=warm,
         multipliers=grown,
+        tolerance=small,
     )
 
 
@@ -340,6 +352,7 @@ def cases(
     multiplied: bool = False,
     by_errors: bool = False,
     judged: bool = False,
+    stops: bool = False,
     partial: bool = True,
     targets: bool | None = None,
     every_root: bool = False,
@@ -347,7 +360,7 @@ def cases(
     most_steps: int = 5,
     values: ValueFactory | None = None,
 ) -> Case:
-    """Random problems: a network, clamps, a relaxation, a rule and a batch.
+    """Random problems: a network, clamps, a relaxation, a rule, a batch, and whether energies are recorded.
 
     Args:
         draw: given by hypothesis.
@@ -359,6 +372,7 @@ def cases(
         multiplied: allow multipliers, where the rule knows them.
         by_errors: allow errors that move in place of values, where the rule and the graph do.
         judged: allow a least rate, where the rule does.
+        stops: allow a tolerance.
         partial: allow masks.
         targets: whether at least one node with incoming edges is given; None leaves it open.
         every_root: give every node without incoming edges and without a prior, in whole.
@@ -387,9 +401,10 @@ def cases(
         multiplied=carries,
         by_errors=by_errors and type(rule) is SettledUpdate and not clamping.cyclic,
         judged=judged and not (rule.every_step or rule.at_arrival),
+        stops=stops,
     )
     relaxation = draw(kinds)
-    return Case(network, given, relaxation, rule)
+    return Case(network, given, relaxation, rule, draw(st.sampled_from((False, False, True, None))))
 
 
 def _backprop_possible(network: Network, given: NamedClamps) -> bool:
