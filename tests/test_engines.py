@@ -651,50 +651,6 @@ def test_weights_of_a_transfer_learn_from_its_error_and_not_from_what_it_passes_
     verify.check_engines_agree(verify.Case(net, clamps, pcsim.Relaxation(5, 0.1), rule))
 
 
-@pytest.mark.parametrize(
-    ("module", "shape"),
-    [
-        (nn.Linear(4, 3), (4,)),
-        (nn.Linear(4, 3, bias=False), (4,)),
-        (nn.Tanh(), (4,)),
-        (nn.ReLU(), (2, 3)),
-        (nn.GELU(), (4,)),
-        (nn.GELU(approximate="tanh"), (4,)),
-        (nn.SiLU(), (2, 3)),
-        (nn.Sigmoid(), (4,)),
-        (nn.Softplus(), (4,)),
-        (nn.Softplus(beta=3.0, threshold=1.0), (2, 3)),
-        (nn.LeakyReLU(), (4,)),
-        (nn.LeakyReLU(0.3), (2, 3)),
-        (nn.ELU(), (4,)),
-        (nn.ELU(alpha=0.4), (2, 3)),
-        (nn.AvgPool2d(2), (3, 4, 4)),
-        (nn.AvgPool2d((3, 2), stride=2, padding=1, ceil_mode=True, count_include_pad=False), (2, 6, 5)),
-        (nn.AvgPool2d(2, divisor_override=3), (2, 4, 4)),
-        (nn.ConvTranspose2d(3, 5, 2, stride=2), (3, 4, 4)),
-        (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2, bias=False), (4, 3, 5)),
-        (nn.ConvTranspose2d(2, 3, 3, dilation=2), (2, 4, 4)),
-        (nn.LayerNorm(4), (3, 4)),
-        (nn.LayerNorm((3, 4), bias=False, eps=0.1), (3, 4)),
-        (nn.LayerNorm(4, elementwise_affine=False), (4,)),
-        (nn.Conv2d(3, 5, 1, stride=2), (3, 5, 5)),
-        (nn.Flatten(), (2, 3, 3)),
-        (nn.Conv2d(2, 3, 3, stride=2, padding=1), (2, 5, 5)),
-        (nn.Conv2d(2, 4, 3, groups=2, bias=False), (2, 5, 5)),
-        (nn.MaxPool2d(2), (2, 4, 4)),
-        (nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True), (2, 6, 6)),
-        (nn.BatchNorm1d(4), (4,)),
-        (nn.BatchNorm1d(4), (4, 3)),
-        (nn.BatchNorm1d(4, affine=False).eval(), (4,)),
-        (nn.BatchNorm2d(3, eps=0.1), (3, 4, 4)),
-        (nn.BatchNorm2d(3, track_running_stats=False).eval(), (3, 4, 4)),
-    ],
-    ids=str,
-)
-def test_kernels_equal_autograd(module: nn.Module, shape: tuple[int, ...]) -> None:
-    verify.check_kernel(module, shape)
-
-
 def test_a_wrong_kernel_is_caught() -> None:
     class Halving(nn.Module):
         def forward(self, value: Tensor) -> Tensor:
