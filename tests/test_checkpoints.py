@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -132,6 +133,97 @@ def test_a_checkpoint_that_cannot_be_taken_over_changes_nothing(tmp_path: Path) 
     early = other.callbacks[0]
     assert isinstance(early, EarlyStopping)
     assert early.state_dict()["epochs"] == 2
+
+
+class Counting(pcsim.Callback):
+    """Something to keep that no tensor tells."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def on_epoch_end(self, trainer: Trainer, record: Any) -> None:
+        self.epochs += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state: Any) -> None:
+        self.epochs = state["epochs"]
+
+
+def everything(own: Trainer) -> dict[str, Any]:
+    """All that a checkpoint keeps, in tensors of its own."""
+    return copy.deepcopy(own._state())
+
+
+def assert_same(one: Any, other: Any, place: str = "") -> None:
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for key in one:
+            assert_same(one[key], other[key], f"{place}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for number, parts in enumerate(zip(one, other, strict=True)):
+            assert_same(*parts, f"{place}[{number}]")
+    else:
+        assert one == other or (one != one and other != other), place
+
+
+@pytest.fixture(scope="module")
+def kept_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint, and all that is in it."""
+    path = tmp_path_factory.mktemp("kept") / "run"
+    own = trainer(callbacks=[Counting(), EarlyStopping(restore=False)])
+    own.fit(data(), epochs=1, validation=data())
+    own.save_checkpoint(path)
+    return path, everything(own)
+
+
+@pytest.mark.parametrize("part", ["first callback", "last callback", "network", "optimizer", "scheduler", "history"])
+@pytest.mark.parametrize("after", [False, True], ids=["before it is done", "after it is done"])
+def test_a_failure_anywhere_in_taking_over_a_checkpoint_changes_nothing(
+    part: str, after: bool, kept_checkpoint: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, there = kept_checkpoint
+    other = trainer(callbacks=[Counting(), EarlyStopping(restore=False)], seed=6)
+    other.fit(data(), epochs=2, validation=data())
+    before = everything(other)
+    places: dict[str, Any] = {
+        "first callback": other.callbacks[0],
+        "last callback": other.callbacks[1],
+        "network": other.simulator.network,
+        "optimizer": other.optimizer,
+        "scheduler": other.scheduler,
+    }
+    calls: list[str] = []
+    if part == "history":
+
+        def record(**given: Any) -> Any:
+            calls.append(part)
+            if len(calls) == 1:
+                raise RuntimeError("no memory left")
+            return pcsim.callbacks.EpochRecord(**given)
+
+        monkeypatch.setattr("pcsim.training.EpochRecord", record)
+    else:
+        load = type(places[part]).load_state_dict
+
+        def load_once(whole: Any, state: Any) -> Any:
+            calls.append(part)
+            if len(calls) > 1:
+                return load(whole, state)
+            if after:
+                load(whole, state)
+            raise RuntimeError("no memory left")
+
+        monkeypatch.setattr(type(places[part]), "load_state_dict", load_once)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        other.load_checkpoint(path)
+    assert_same(everything(other), before)
+    other.load_checkpoint(path)
+    assert_same(everything(other), there)
 
 
 class TestFiles:

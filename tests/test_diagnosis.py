@@ -225,3 +225,28 @@ def test_outliers_are_of_robust_targets_that_are_predicted_from_what_is_given() 
     assert not diagnosis.Outliers(0, 0).absorbed
     assert not diagnosis.Outliers(10, 1).absorbed
     assert diagnosis.Outliers(11, 1).absorbed
+
+
+def test_random_parts_are_drawn_alike_for_both_gradients() -> None:
+    """Into the target all rules learn what backprop does, if both have dropped out the same units."""
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([5, 6, 6, 3])
+    net["hidden1"].transfer = nn.Sequential(nn.Dropout(0.5), nn.Tanh())
+    net.edges["hidden2->output"].module = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3))
+    sim = pcsim.Simulator(net, pcsim.Relaxation(3, 0.1, precision=pcsim.Spiking(0.0)), pcsim.ForwardUpdate())
+    clamps = {"input": torch.randn(4, 5), "output": torch.randn(4, 3)}
+    for _ in range(3):
+        found = diagnosis.update_similarity(sim, clamps)
+        assert found["hidden2->output"] == pytest.approx(1, abs=1e-6)
+
+
+def test_thresholds_and_means_at_other_values() -> None:
+    energies = torch.tensor([[[0.0, 0.0], [4.0, 2.0], [1.0, 1.0]], [[0.5, 0.1], [1.0, 1.0], [3.0, 1.0]]])
+    trace = pcsim.Trace(1, ("h", "y", "z"), {"h": 1, "y": 0, "z": 2}, energies)
+    torch.testing.assert_close(
+        diagnosis.level_energies(trace), torch.tensor([[3.0, 0.0, 1.0], [1.0, 0.3, 2.0]]).double()
+    )
+    assert diagnosis.arrivals(trace, above=0.2) == {0: 0, 1: 1, 2: 0}
+    assert diagnosis.arrivals(trace, above=1.5) == {0: 0, 2: 1}
+    assert diagnosis.imbalance(trace)[1] == pytest.approx(2.0 / 0.3)
+    assert trace.energy("y").tolist() == energies[:, 1].tolist()

@@ -539,6 +539,42 @@ def test_random_draws_are_held_through_a_batch(engine: str) -> None:
     assert not torch.equal(net["hidden1"].value, first), "another batch, another draw"
 
 
+class Shaken(nn.Linear):
+    """A user's own map that draws, in either mode."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return super().forward(value) * (1 + torch.rand(self.out_features, dtype=value.dtype))
+
+
+@pytest.mark.parametrize("engine", ["reference", "batched"])
+@pytest.mark.parametrize("place", ["sum", "product", "concatenation", "transfer", "behind a deterministic node"])
+def test_random_parts_anywhere_draw_once_a_batch(engine: str, place: str) -> None:
+    """Without a step, what is predicted anew is the forward prediction; with steps, the draws are the same ones."""
+    torch.manual_seed(0)
+    combine = {"product": pcsim.Product(), "concatenation": pcsim.Concatenate()}.get(place)
+    net, half = pcsim.Network(), 2 if place == "concatenation" else 4
+    net.add_node("x", (4,))
+    net.add_node("h", (4,), combine=combine, transfer=nn.Dropout(0.5) if place == "transfer" else nn.Tanh())
+    net.add_node("inner", (4,), deterministic=place.startswith("behind"))
+    net.add_node("y", (4,))
+    net.add_edge("x", "h", nn.Sequential(nn.Dropout(0.5), Shaken(4, half)), name="one")
+    net.add_edge("x", "h", Shaken(4, half), name="other")
+    net.add_edge("h", "inner", Shaken(4, 4))
+    net.add_edge("inner", "y", nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)))
+    clamps = {"x": torch.randn(3, 4).double(), "y": torch.randn(3, 4).double()}
+    sim = pcsim.Simulator(net.double(), pcsim.Relaxation(0, 0.1), engine=engine)
+    for steps in (0, 3):
+        sim.relaxation = pcsim.Relaxation(steps, 0.1)
+        for _ in range(2):
+            sim.infer(clamps, record=bool(steps))
+            for name in ("h", "inner", "y")[: 1 if steps else 3]:
+                torch.testing.assert_close(net[name].prediction, net[name].forward_prediction, rtol=0, atol=1e-12)
+        total = sum(node.energy.sum() for node in net.nodes.values())
+        again = sim.infer(clamps, record=True)
+        torch.testing.assert_close(again.free_energies[-1], sum(node.energy.sum() for node in net.nodes.values()))
+        assert total != again.free_energies[-1], "another batch, another draw"
+
+
 @attrs.frozen
 class Damped(pcsim.Relaxation):
     """A way of relaxing of a user's own: half of each move is put off to the next step."""

@@ -770,3 +770,108 @@ def test_what_was_not_measured_is_refused() -> None:
     for nothing in (None, {}):
         with pytest.raises(SettingError, match="expected a mapping from nodes"):
             trainer(clamps=lambda batch, given=nothing: given, metrics=FREE_OF_CHARGE).evaluate(noise(1))
+
+
+class Noting(Callback):
+    """What a trainer tells, and when."""
+
+    def __init__(self) -> None:
+        self.measured: list[set[str]] = []
+        self.ends: list[int] = []
+
+    def on_batch_end(self, trainer: Trainer, record: BatchRecord) -> None:
+        self.measured.append(set(record.metrics))
+
+    def on_fit_end(self, trainer: Trainer, history: History) -> None:
+        self.ends.append(len(history.records))
+
+
+def test_every_option_at_a_value_of_its_own() -> None:
+    """Other names of nodes, two callbacks, a rhythm that is neither 1 nor longer than the epoch."""
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    for name, size in (("picture", 6), ("middle", 5), ("label", 3)):
+        net.add_node(name, (size,))
+    net.add_edge("picture", "middle", nn.Linear(6, 5))
+    net.add_edge("middle", "label", nn.Linear(5, 3))
+    sim, draw = pcsim.Simulator(net, pcsim.Relaxation(3, 0.1)), torch.Generator().manual_seed(0)
+    batches = [(torch.randn(4, 6, generator=draw), torch.randint(3, (4,), generator=draw)) for _ in range(5)]
+    first, second = Noting(), Noting()
+    optimizer = SGD(net.parameters(), 0.1)
+    own = Trainer(
+        sim,
+        optimizer,
+        inputs=net["picture"],
+        target=net["label"],
+        metrics=[Accuracy(), RelaxedEnergy(), ErrorByLevel()],
+        relaxed_every=2,
+        callbacks=[first, second],
+        scheduler=StepLR(optimizer, 1, 0.5),
+        schedule_per="epoch",
+        progress=False,
+        seed=3,
+    )
+    own.fit(batches, epochs=2)
+    own.fit(batches, epochs=1)
+    for callback in (first, second):
+        assert [len(names) > 1 for names in callback.measured] == [True, False, True, False, True] * 3
+        assert callback.ends == [2, 3]
+    assert own.learning_rate == pytest.approx(0.1 / 8)
+    assert [record.epoch for record in own.history.records] == [1, 2, 3]
+
+
+def test_evaluation_relaxes_every_so_many_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, infer, sizes = trainer(relaxed_every=2), pcsim.Simulator.infer, list[int]()
+
+    def counted(sim: pcsim.Simulator, clamps: Any, **options: Any) -> pcsim.Trace:
+        sizes.append(len(clamps["input"]))
+        return infer(sim, clamps, **options)
+
+    monkeypatch.setattr(pcsim.Simulator, "infer", counted)
+    own.evaluate(noise(4, 6))
+    assert len(sizes) == 2
+
+
+def test_what_is_watched_is_of_validation_where_both_are_measured() -> None:
+    """Training that gets better while validation gets worse."""
+    own = trainer(metrics=[Accuracy()])
+    record = EpochRecord(1, 0.1, {"accuracy": 1.0}, {"accuracy": 0.25}, 0.1)
+    own.history.records.append(record)
+    assert own.history.of("accuracy", "validation") == [0.25]
+    assert own.history.of("accuracy", "train") == [1.0]
+    seen: list[float] = []
+    optimizer = SGD(own.simulator.network.parameters(), 0.1)
+    plateau = ReduceLROnPlateau(optimizer, mode="max", patience=0)
+    step = plateau.step
+    plateau.step = lambda metric, *rest: (seen.append(float(metric)), step(metric, *rest))[1]
+    watching = Trainer(
+        own.simulator, optimizer, scheduler=plateau, monitor="accuracy", metrics=[Accuracy()], progress=False
+    )
+    classes = torch.arange(8) % 10
+    images = torch.eye(64)[:8]
+    batches, others = [(images, classes)], [(images, (classes + 1) % 10)]
+    watching.fit(batches, epochs=30, validation=others)
+    assert watching.history.of("accuracy")[-1] != watching.history.of("accuracy", "validation")[-1]
+    assert seen == watching.history.of("accuracy", "validation")
+
+
+def test_accuracy_is_along_the_first_axis_of_a_node() -> None:
+    output = torch.zeros(2, 3, 4)
+    output[:, 1] = 1.0
+    target = torch.zeros(2, 3, 4)
+    target[0, 1] = target[1, 2] = 1.0
+    net = pcsim.topologies.mlp([2, 2])
+    assert float(Accuracy().measure(Outcome(net, target, output, None))["accuracy"]) == 0.5
+
+
+def test_seeds_of_neighbouring_runs_share_no_epoch() -> None:
+    def drawn(seed: int) -> list[int]:
+        class Drawing(Callback):
+            def on_batch_end(self, trainer: Trainer, record: BatchRecord) -> None:
+                found.append(int(torch.randint(2**31, ())))
+
+        found: list[int] = []
+        trainer(seed=seed, callbacks=[Drawing()], metrics=FREE_OF_CHARGE).fit(noise(1), epochs=3)
+        return found
+
+    assert len({*drawn(0), *drawn(1), *drawn(2)}) == 9
