@@ -193,3 +193,15 @@ def network_of(name: str) -> tuple[pcsim.Network, dict[str, Tensor], int]:
     net = make()
     labels = functional.one_hot(torch.randint(10, (8,)), 10).float()
     return net, {"input": torch.randn(8, *shape), "output": labels}, max(net.levels().values()) + 1
+
+
+@pytest.mark.parametrize(
+    "relaxation", [pcsim.Relaxation(4, 0.5), pcsim.Relaxation(1, 0.5, precision=pcsim.Spiking.for_rate(0.5))], ids=str
+)
+def test_what_speaks_too_early_or_ends_too_soon_is_refused_on_the_shortest_network(
+    relaxation: pcsim.Relaxation,
+) -> None:
+    net = pcsim.topologies.mlp([2, 3, 2])
+    sim = pcsim.Simulator(net, relaxation, pcsim.ArrivalUpdate())
+    with pytest.raises(pcsim.errors.SettingError, match=r"before they have all arrived|within 1 steps"):
+        sim.infer({"input": torch.ones(2, 2), "output": torch.ones(2, 2)})

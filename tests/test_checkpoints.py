@@ -428,3 +428,21 @@ def test_divergence_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
     other = trainer(tmp_path / "run")
     other.load_checkpoint(tmp_path / "run")
     assert len(other.history.records) == 1
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_of_equal_epochs_the_first_is_kept_and_patience_is_counted_from_it(mode: Any) -> None:
+    early = EarlyStopping("accuracy", patience=2, mode=mode)
+    own = trainer(callbacks=[early])
+    for epoch, number in enumerate((0.5, 0.5, 0.5), start=1):
+        assert not early.exhausted
+        early.on_epoch_end(own, pcsim.callbacks.EpochRecord(epoch, 0.1, {}, {"accuracy": number}, 0.1))
+    assert (early.best_epoch, early.best, early.exhausted) == (1, 0.5, True)
+
+
+def test_checkpoints_are_written_every_so_many_epochs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written: list[int] = []
+    own = trainer(callbacks=[Checkpoint(tmp_path / "run", every=2)])
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda trainer, path: written.append(len(trainer.history.records)))
+    own.fit(data(), epochs=5)
+    assert written == [2, 4]

@@ -890,6 +890,15 @@ def test_an_energy_is_a_negative_log_likelihood_up_to_a_constant(energy: pcsim.E
 ENERGIES = (*LIKELIHOODS, pcsim.Huber(0.8), pcsim.CrossEntropy(axis=1), pcsim.CrossEntropy(axis=-1))
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+def test_the_classes_of_a_cross_entropy_lie_along_the_axis_that_is_said(axis: int) -> None:
+    value, prediction = draw(4, 3, 2), draw(4, 3, 2)
+    found = [pcsim.CrossEntropy(axis).unit_energy(value, prediction)[sample] for sample in range(4)]
+    for sample, energy in enumerate(found):
+        logs = special.log_softmax(prediction[sample].numpy(), axis)
+        np.testing.assert_allclose(energy.numpy(), -value[sample].numpy() * logs, rtol=1e-12)
+
+
 @pytest.mark.parametrize("energy", ENERGIES, ids=repr)
 def test_energies_have_the_derivatives_of_their_formula(energy: pcsim.Energy) -> None:
     shape = (3,) if isinstance(energy, pcsim.CorrelatedGaussian) else (3, 2)

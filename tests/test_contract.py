@@ -696,3 +696,25 @@ def test_a_compiled_module_stands_on_an_edge(rule: pcsim.LearningRule) -> None:
         found.append([parameter.grad for parameter in (*first.parameters(), *last.parameters())])
     for compiled, plain in zip(*found, strict=True):
         torch.testing.assert_close(compiled, plain)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_learned_twice_counts_its_batch_once_and_accumulates_only_when_asked(engine: str) -> None:
+    net = chain()
+    net["hidden1"].transfer = nn.BatchNorm1d(5)
+    sim, optimizer = pcsim.Simulator(net, engine=engine), optim.SGD(net.parameters(), 0.0)
+    weight = net.edges["hidden1->hidden2"].module.weight
+    weight.register_hook(lambda gradient: gradient)
+    sim.infer(clamps(net))
+    sim.learn(optimizer)
+    once = [parameter.grad.clone() for parameter in net.parameters()]
+    sim.learn(optimizer)
+    sim.compute_gradients()
+    for parameter, gradient in zip(net.parameters(), once, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+    assert int(net["hidden1"].transfer.num_batches_tracked) == 1
+    one = {"input": clamps(net)["input"][:1]}
+    assert sim.predict(one)["output"].shape == (1, 3)
+    sim.rule = pcsim.ForwardUpdate()
+    with pytest.raises(StateError, match="the rule is ForwardUpdate since"):
+        sim.gradients()

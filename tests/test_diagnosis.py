@@ -241,12 +241,12 @@ def test_random_parts_are_drawn_alike_for_both_gradients() -> None:
 
 
 def test_thresholds_and_means_at_other_values() -> None:
-    energies = torch.tensor([[[0.0, 0.0], [4.0, 2.0], [1.0, 1.0]], [[0.5, 0.1], [1.0, 1.0], [3.0, 1.0]]])
-    trace = pcsim.Trace(1, ("h", "y", "z"), {"h": 1, "y": 0, "z": 2}, energies)
+    energies = torch.tensor([[[4.0, 2.0], [0.0, 0.0], [1.0, 1.0]], [[1.0, 1.0], [0.5, 0.1], [3.0, 1.0]]])
+    trace = pcsim.Trace(1, ("y", "h", "z"), {"h": 1, "y": 0, "z": 2}, energies)
     torch.testing.assert_close(
         diagnosis.level_energies(trace), torch.tensor([[3.0, 0.0, 1.0], [1.0, 0.3, 2.0]]).double()
     )
     assert diagnosis.arrivals(trace, above=0.2) == {0: 0, 1: 1, 2: 0}
     assert diagnosis.arrivals(trace, above=1.5) == {0: 0, 2: 1}
     assert diagnosis.imbalance(trace)[1] == pytest.approx(2.0 / 0.3)
-    assert trace.energy("y").tolist() == energies[:, 1].tolist()
+    assert trace.energy("y").tolist() == energies[:, 0].tolist()

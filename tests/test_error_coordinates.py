@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 import pcsim
 from pcsim.clamps import Clamps
+from pcsim.engine.problem import Batch
+from pcsim.engine.rates import Rates
 from pcsim.errors import SettingError
 from pcsim.verify import Case, strategies
 
@@ -370,3 +373,19 @@ def test_incremental_learning_is_refused_beside_it() -> None:
 def test_engines_agree_on_rates_by_sample(case: Case) -> None:
     """On random graphs, cycles among them."""
     pcsim.verify.check_engines_agree(case)
+
+
+def test_a_sample_s_rate_by_hand() -> None:
+    """Fallen, unchanged, risen and NaN, and down to the least."""
+    batch = Batch({}, 4, torch.float64, torch.device("cpu"))
+    rates, nan = Rates(pcsim.Relaxation(1, 0.8, least_rate=0.3), batch), math.nan
+    assert rates.judge(torch.tensor([1.0, 1.0, 1.0, 1.0]).double()) is None
+    rose = rates.judge(torch.tensor([0.5, 1.0, 2.0, nan]).double())
+    assert rose is not None
+    assert rose.tolist() == [False, False, True, True]
+    assert rates.factor.tolist() == pytest.approx([1.0, 0.5, 0.5, 0.5])
+    assert rates.judge(torch.tensor([0.5, 0.9, 0.9, 0.9]).double()) is None  # compared with what was before the rise
+    assert rates.factor.tolist() == pytest.approx([0.5, 0.5, 0.5, 0.5])
+    rates.judge(torch.tensor([0.5, 0.9, 0.9, 0.9]).double())
+    assert rates.factor.tolist() == pytest.approx([0.375] * 4)
+    assert rates.scale(torch.ones(4, 2).double(), 1)[:, 1].tolist() == pytest.approx([0.375] * 4)

@@ -464,3 +464,62 @@ def test_topologies_refuse_what_makes_no_network() -> None:
         pcsim.topologies.mlp([3, 2], latents="beside")  # type: ignore[arg-type]
     with pytest.raises(GraphError, match="residual_mlp: 0 blocks given"):
         pcsim.topologies.residual_mlp(3, 4, 2, blocks=0)
+
+
+def test_what_is_taken_away_or_put_in_its_place_is_gone() -> None:
+    net = pcsim.Network()
+    root, node = (
+        net.add_node("root", (2,), prior=1.0),
+        net.add_node("node", (2,), precision=pcsim.LearnedPrecision(4.0)),
+    )
+    net.add_edge(root, node, nn.Linear(2, 2))
+    assert node.own_precision.item() == pytest.approx(4.0)
+    node.own_precision = 3.0
+    assert node.own_precision == 3.0
+    assert node.log_precision is None
+    learned = nn.Parameter(torch.zeros(2))
+    for prior in (torch.ones(2), learned, 0.5, None):
+        root.prior = prior
+        assert root.predicted == (prior is not None)
+        assert sum("prior" in name for name in (*root._parameters, *root._buffers)) == (prior is not None)
+    root.prior = learned
+    assert root.prior is learned
+    assert learned in root.trainable
+    node.own_precision = pcsim.LearnedPrecision(0.5, per_unit=True)
+    assert node.own_precision.tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_a_fingerprint_comes_back_with_what_it_was_of() -> None:
+    net = pcsim.topologies.mlp([2, 3, 2])
+    training = net.fingerprint()
+    evaluating = net.eval().fingerprint()
+    assert evaluating is not training
+    assert net.train().fingerprint() is training
+    assert net.eval().fingerprint() is evaluating
+    bare = pcsim.topologies.mlp([2, 2], bias=False)
+    before = bare.fingerprint()
+    bare.edges["input->output"].module.bias = nn.Parameter(torch.ones(2))
+    assert bare.fingerprint() is not before
+
+
+@pytest.mark.parametrize("axis", [1, -1, -2])
+def test_contributions_are_joined_along_any_axis(axis: int) -> None:
+    net = pcsim.Network()
+    net.add_node("a", (2, 3))
+    net.add_node("b", (2, 6) if axis in (1, -1) else (4, 3), combine=pcsim.Concatenate(axis))
+    for name in ("one", "other"):
+        net.add_edge("a", "b", name=name)
+    value = torch.arange(6.0).view(1, 2, 3)
+    found = pcsim.Simulator(net).predict({"a": value})["b"]
+    assert torch.equal(found[0], torch.cat([value[0], value[0]], axis))
+
+
+def test_a_seed_of_zero_is_a_seed() -> None:
+    net = pcsim.Network()
+    net.add_node("a", (20,))
+    net.add_node("b", (20,), transfer=nn.Dropout(0.5))
+    edge = net.add_edge("a", "b", nn.Dropout(0.5))
+    value = torch.ones(2, 20)
+    assert torch.equal(edge.contribute(value, 0), edge.contribute(value, 0))
+    assert torch.equal(net["b"].predict([value], 0), net["b"].predict([value], 0))
+    assert not torch.equal(edge.contribute(value, 0), edge.contribute(value, 1))

@@ -148,9 +148,11 @@ MORE_THAN_THEIR_TYPE: dict[str, Callable[[nn.Module], Any]] = {
 @pytest.mark.parametrize("how", MORE_THAN_THEIR_TYPE)
 def test_a_module_that_does_more_than_its_type_says_goes_through_autograd(how: str) -> None:
     torch.manual_seed(0)
-    for module, shape in ((nn.Linear(4, 4), (4,)), (nn.Conv2d(2, 2, 3, padding=1), (2, 4, 4)), (nn.Tanh(), (3,))):
-        if isinstance(module, nn.Tanh) and how in ("parametrization", "pruning", "weight that is no parameter"):
-            continue
+    weighted = [(nn.Linear(4, 4), (4,)), (nn.Conv2d(2, 2, 3, padding=1), (2, 4, 4))]
+    others: list[tuple[nn.Module, tuple[int, ...]]] = [(nn.Tanh(), (3,))]
+    if how in ("parametrization", "pruning", "weight that is no parameter"):
+        others = [(nn.LayerNorm(4), (4,)), (nn.BatchNorm1d(4), (4,))] if how.startswith("weight") else []
+    for module, shape in (*weighted, *others):
         assert kernel_for(module, shape) is not None
         MORE_THAN_THEIR_TYPE[how](module)
         assert kernel_for(module, shape) is None

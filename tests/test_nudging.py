@@ -227,3 +227,48 @@ def test_a_soft_target_weighs_so_much_of_the_energy() -> None:
     assert trace.free_energies is not None
     weights = torch.tensor([0.25 if name == "output" else 1.0 for name in trace.nodes], dtype=torch.float64)
     torch.testing.assert_close(trace.free_energies, (trace.energies.sum(2) * weights).sum(1))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("nudging", [pcsim.Nudging(0.4, centred=True), pcsim.SoftNudging(0.4, centred=True)], ids=str)
+def test_centred_nudging_goes_on_from_where_the_last_run_ended_on_both_sides(engine: str, nudging: pcsim.Nudge) -> None:
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    for name, size in (("x", 3), ("a", 4), ("b", 4), ("y", 2)):
+        net.add_node(name, (size,))
+    for source, target in (("x", "a"), ("a", "b"), ("b", "a"), ("b", "y")):
+        net.add_edge(source, target, nn.Sequential(nn.Tanh(), nn.Linear(net[source].shape[0], net[target].shape[0])))
+    clamps = {"x": torch.randn(3, 3).double(), "y": torch.randn(3, 2).double()}
+    relaxation = pcsim.Relaxation(3, 0.1, start="previous")
+    sim = pcsim.Simulator(net.double(), relaxation, nudging=nudging, engine=engine)
+    sim.infer(clamps)
+    start = {name: net[name].value for name in "ab"}
+    sim.infer(clamps)
+    found = sim.gradients()
+    sides = []
+    for sign in (1, -1):
+        one = pcsim.Simulator(net, pcsim.Relaxation(3, 0.1), engine="reference")
+        one.nudging = type(nudging)(sign * nudging.beta)
+        one.infer(clamps, init=start)
+        sides.append(one.gradients())
+    for parameter, gradient in found.items():
+        torch.testing.assert_close(gradient, (sides[0][parameter] + sides[1][parameter]) / 2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_predictions_know_nothing_of_nudging_temperature_and_earlier_runs(engine: str) -> None:
+    """Two sinks, one of which is given: the other one's logits follow the relaxed values."""
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([3, 4, 2])
+    net.add_node("classes", (3,), energy=pcsim.CrossEntropy())
+    net.add_edge("hidden1", "classes", nn.Linear(4, 3))
+    clamps = {"input": torch.randn(3, 3).double(), "output": torch.randn(3, 2).double()}
+    plain = pcsim.Simulator(net.double(), pcsim.Relaxation(5, 0.1), engine=engine).predict(clamps)
+    torch.testing.assert_close(plain["classes"], net.edges["hidden1->classes"].module(plain["hidden1"]).detach())
+    noisy = pcsim.Relaxation(5, 0.1, temperature=0.1)
+    sim = pcsim.Simulator(net, noisy, nudging=pcsim.Nudging(0.3), engine=engine)
+    sim.infer(clamps)
+    before = torch.get_rng_state()
+    for name, value in sim.predict(clamps).items():
+        torch.testing.assert_close(value, plain[name], rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -596,3 +596,58 @@ class TestFiles:
         check_same(net, other)
         x = torch.rand(3, 1, 4, 4)
         assert torch.equal(pcsim.to_module(other)(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Softplus(beta=1, threshold=20),
+        nn.LeakyReLU(negative_slope=0),
+        nn.ELU(alpha=1),
+        nn.Dropout(p=0),
+        nn.BatchNorm1d(4, eps=1, momentum=1),
+        nn.LayerNorm(4, eps=1),
+        nn.Hardtanh(min_val=-1, max_val=1),
+    ],
+    ids=str,
+)
+def test_whole_numbers_stay_whole_where_the_default_is_a_fraction(module: nn.Module, tmp_path: Path) -> None:
+    net = pcsim.Network()
+    net.add_node("x", (4,))
+    net.add_node("y", (4,), energy=pcsim.Huber(1), transfer=module)
+    net.add_edge("x", "y", nn.Sequential(nn.Linear(4, 4), module))
+    net.add_node("z", (4,), energy=pcsim.StudentT(3))
+    net.add_edge("y", "z", nn.Identity())
+    pcsim.save_network(net, tmp_path / "net")
+    again = pcsim.load_network(tmp_path / "net")
+    assert repr(again["y"].transfer) == repr(module)
+    for name in "yz":
+        assert repr(again[name].energy_function) == repr(net[name].energy_function)
+
+
+def test_what_is_tied_stays_tied(tmp_path: Path) -> None:
+    """One module on two edges, twice in one edge, and as a transfer as well; one weight in two modules."""
+    net, once, tied = pcsim.Network(), nn.Linear(3, 3), nn.Linear(3, 3)
+    tied.weight = once.weight
+    shared = nn.Tanh()
+    for name in "abcd":
+        net.add_node(name, (3,), transfer=shared if name in "bc" else None)
+    for source, target, module in (
+        ("a", "b", once),
+        ("b", "c", nn.Sequential(once, shared, once)),
+        ("c", "d", tied),
+        ("a", "d", nn.Sequential(tied)),
+    ):
+        net.add_edge(source, target, module)
+    again = net
+    for run in range(2):
+        pcsim.save_network(again, tmp_path / f"net{run}")
+        again = pcsim.load_network(tmp_path / f"net{run}")
+    first, twice, other, inside = (edge.module for edge in again.edges.values())
+    assert twice[0] is first is twice[2]
+    assert inside[0] is other
+    assert other is not first
+    assert other.weight is first.weight
+    assert other.bias is not first.bias
+    assert again["b"].transfer is again["c"].transfer is twice[1]
+    assert len(list(again.parameters())) == len(list(net.parameters())) == 3

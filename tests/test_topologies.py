@@ -13,6 +13,7 @@ from torch import nn
 import pcsim
 from pcsim.errors import GraphError
 from pcsim.topologies import Convolution, VGGDesign, resnet, vgg
+from pcsim.topologies.vgg import scaled_width
 
 # (channels, pooled) of each convolution, written out from the paper's table apart from the library's own notation.
 VGG_LAYERS: dict[str, list[tuple[int, bool]]] = {
@@ -326,3 +327,10 @@ def test_mupc_gains_and_weights_are_those_of_its_table() -> None:
 def test_mupc_says_what_it_takes(build: Callable[[], object], message: str) -> None:
     with pytest.raises(GraphError, match=message):
         build()
+
+
+def test_widths_go_to_the_nearest_whole_number() -> None:
+    assert [scaled_width(*given) for given in ((64, 0.18), (3, 0.5), (64, 0.17), (5, 0.01))] == [12, 2, 11, 1]
+    net = pcsim.topologies.vgg("VGG5", image=(1, 16, 16), width=0.0118)  # 1.51, 3.02, 6.04
+    assert [net[f"conv{k}"].shape[0] for k in (1, 2, 3)] == [2, 3, 6]
+    assert pcsim.topologies.resnet((1,), image=(1, 4, 4), width=0.18)["stem"].shape[0] == 12

@@ -875,3 +875,10 @@ def test_seeds_of_neighbouring_runs_share_no_epoch() -> None:
         return found
 
     assert len({*drawn(0), *drawn(1), *drawn(2)}) == 9
+
+
+def test_a_schedule_stays_at_its_end() -> None:
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], 1.0)
+    schedule = pcsim.warmup_cosine(optimizer, 10, warmup=0.2, peak=3.0, end=0.25)
+    factors = [schedule.lr_lambdas[0](step) for step in (0, 1, 2, 6, 10, 15, 40)]
+    assert factors == pytest.approx([1.0, 2.0, 3.0, 1.625, 0.25, 0.25, 0.25])

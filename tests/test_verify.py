@@ -23,6 +23,7 @@ import pcsim
 from pcsim import verify
 from pcsim.engine.reference import ReferenceEngine
 from pcsim.errors import SettingError
+from pcsim.verify.comparing import compare
 
 
 def chain() -> verify.Case:
@@ -221,6 +222,269 @@ def test_networks_cover_what_can_be_built() -> None:
 
     draw()
     assert not missing
+
+
+# Every comparison: a fault that only it can see
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures are told without a search for smaller networks."""
+    monkeypatch.setattr("pcsim.verify.shrinking.MOST_TRIES", 0)
+
+
+class Faulty(ReferenceEngine):
+    """Right but for one thing.
+
+    Args:
+        network: to run.
+        fault: what is wrong.
+    """
+
+    def __init__(self, network: pcsim.Network, fault: str) -> None:
+        super().__init__(network)
+        self.fault, self.relaxed, self.learned = fault, 0, 0
+        self.kept: dict[str, Tensor] = {}
+
+    def relax(self, task: Any, batch: Any, learn: Any = None) -> Any:
+        self.relaxed += 1
+        late, steps = self.fault == "second step", 0
+
+        def learn_wrongly(gradients: Any) -> None:
+            nonlocal steps
+            steps += 1
+            learn({p: 1.01 * g if steps == 2 else g for p, g in gradients.items()})
+
+        try:
+            state = super().relax(task, batch, learn_wrongly if late and learn else learn)
+        except pcsim.errors.DivergenceError:
+            if self.fault == "other refusal":
+                raise SettingError("not that") from None
+            if self.fault != "no refusal":
+                raise
+            return super().relax(attrs.evolve(task, relaxation=pcsim.Relaxation(0)), batch)
+        if self.fault == "refusal" and self.relaxed == 2:
+            raise SettingError("not again")
+        if self.fault in ("value", "forward_value", "forward_prediction", "displacement", "multiplier"):
+            tensors = getattr(state, self.fault)
+            self.kept = {**tensors}
+            setattr(state, self.fault, {**tensors, "n1": tensors["n1"] + 1e-6})
+        if (self.fault == "second run" and self.relaxed == 2) or self.fault == f"{task.relaxation.steps} steps":
+            state.value = {**state.value, "n1": state.value["n1"] + 1e-6}
+        if self.fault == "weights elsewhere" and state.steps:
+            distant = task.network.edges["n2->n3"].module.weight.detach().sum()
+            state.value = {**state.value, "n1": state.value["n1"] + 1e-3 * distant}
+        if self.fault == "steps":
+            state.steps += 1
+        if self.fault == "energies" and task.record:
+            state.energies = state.energies + 1e-6
+        if self.fault == "free energies" and task.record:
+            state.free_energies = state.free_energies + 1e-6
+        return state
+
+    def gradients(self, state: Any) -> Any:
+        self.learned += 1
+        if self.fault == "multiplier":
+            state.multiplier = self.kept
+        found = dict(super().gradients(state))
+        network, parameters = state.task.network, list(state.task.network.parameters())
+        if self.fault == type(state.task.rule).__name__ or (self.fault == "second update" and self.learned % 2 == 0):
+            found = {parameter: 1.01 * gradient for parameter, gradient in found.items()}
+        if self.fault == "log_precision":
+            found[network["n2"].log_precision] = found[network["n2"].log_precision] + 1e-3
+        if self.fault == "missing":
+            found.pop(parameters[0])
+        if self.fault == "extra":
+            found = {parameter: torch.zeros_like(parameter) for parameter in parameters} | found
+        if self.fault == "parameter" and self.learned == 4:
+            with torch.no_grad():
+                parameters[0].add_(1e-6)
+        return found
+
+    def update_statistics(self, state: Any) -> None:
+        if self.fault != "statistics":
+            super().update_statistics(state)
+
+
+ORDINARY = pcsim.Relaxation(3, 0.2)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("fault", "relaxation", "message"),
+    [
+        ("value", ORDINARY, "run 1: value of node 'n1'"),
+        ("forward_value", ORDINARY, "run 1: forward value of node 'n1'"),
+        ("forward_prediction", pcsim.Relaxation(3, 0.2, momentum=0.5), "run 1: forward prediction of node 'n1'"),
+        ("displacement", ORDINARY, "run 1: energy of node 'n1'"),
+        ("multiplier", pcsim.Relaxation(3, 0.2, multipliers=0.1), "run 1: message of edge 'n0->n1'"),
+        ("steps", ORDINARY, "run 1: steps"),
+        ("energies", ORDINARY, "run 2: energies"),
+        ("free energies", ORDINARY, "run 2: F_t"),
+        ("second run", ORDINARY, "run 2: value of node 'n1'"),
+        ("SettledUpdate", ORDINARY, "run 1, update 0: gradient of"),
+        ("second update", ORDINARY, "run 1, update 1: gradient of"),
+        ("missing", ORDINARY, "is None, expected a tensor"),
+        ("extra", pcsim.Relaxation(0), "is a tensor, expected None"),
+        ("statistics", ORDINARY, "run 1: buffer"),
+        ("parameter", ORDINARY, "parameter '"),
+        ("refusal", ORDINARY, "run 2: .* is missing"),
+        ("no refusal", pcsim.Relaxation(60, 1e100), "ended with no error, expected DivergenceError"),
+        ("other refusal", pcsim.Relaxation(60, 1e100), "ended with SettingError, expected DivergenceError"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_every_difference_between_engines_is_told(fault: str, relaxation: pcsim.Relaxation, message: str) -> None:
+    case = attrs.evolve(chain(), relaxation=relaxation)
+    if fault == "statistics":
+        case.network["n1"].transfer = nn.BatchNorm1d(4).double()
+    with pytest.raises(AssertionError, match=message):
+        verify.check_engines_agree(case, ("reference", partial(Faulty, fault=fault)))
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("fault", "rule", "message"),
+    [
+        ("1 steps", None, "step 0: −∂F_t/∂v"),
+        ("2 steps", None, "step 1: −∂F_t/∂v"),
+        ("SettledUpdate", None, "SettledUpdate: gradient of parameter"),
+        ("ForwardUpdate", None, "ForwardUpdate: gradient of parameter"),
+        ("second step", None, "IncrementalUpdate, step 1: gradient of parameter"),
+        ("Backprop", pcsim.Backprop(), "Backprop: gradient of parameter"),
+        ("ArrivalUpdate", pcsim.ArrivalUpdate(), "ArrivalUpdate: gradient of parameter"),
+        ("log_precision", None, r"gradient of parameter 'nodes\.n2\.log_precision'"),
+        ("missing", None, "its grad is None"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_every_gradient_that_is_wrong_is_told(fault: str, rule: pcsim.LearningRule | None, message: str) -> None:
+    case = chain()
+    if fault == "log_precision":
+        case.network["n2"].own_precision = pcsim.LearnedPrecision(2.0)
+        case.network.double()
+    schedule = pcsim.Spiking.for_rate(0.2) if rule is not None and rule.at_arrival else pcsim.Constant(0.5)
+    relaxation = pcsim.Relaxation(3, 0.2, precision=schedule)
+    verify.check_gradients(case.network, case.clamps, relaxation, rule, engine=partial(Faulty, fault="nothing"))
+    with pytest.raises(AssertionError, match=message):
+        verify.check_gradients(case.network, case.clamps, relaxation, rule, engine=partial(Faulty, fault=fault))
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("relaxation", "engine", "message"),
+    [
+        (pcsim.Relaxation(0, 0.2), partial(Faulty, fault="weights elsewhere"), "parameters beyond its edges changed"),
+        (pcsim.Relaxation(2, 0.2, hold_predictions=True), Telepathic, "from the present and forward values about it"),
+    ],
+    ids=["parameters", "held"],
+)
+def test_every_way_of_reading_further_is_told(relaxation: pcsim.Relaxation, engine: Any, message: str) -> None:
+    case = chain()
+    verify.check_locality(case.network, case.clamps, relaxation, engine="reference")
+    with pytest.raises(AssertionError, match=message):
+        verify.check_locality(case.network, case.clamps, relaxation, engine=engine)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("fault", ["ArrivalUpdate", "missing"])
+def test_every_gradient_that_is_not_backprop_s_is_told(fault: str) -> None:
+    case = chain()
+    with pytest.raises(AssertionError, match=r"ArrivalUpdate: gradient of 'edges\.n0->n1\.module\.weight'"):
+        verify.check_backprop_agreement(case.network, case.clamps, engine=partial(Faulty, fault=fault))
+
+
+def test_numbers_are_compared_by_shape_size_and_whether_they_are_numbers() -> None:
+    case, nan = chain(), math.nan
+    ones = torch.ones(2, 3)
+    compare("same", torch.tensor([nan, 1.0]), torch.tensor([nan, 1.0 + 1e-9]), 1e-6, 1.0, case)
+    compare("large", torch.tensor([1e3]), torch.tensor([1e3 + 1e-4]), 1e-6, 1e3, case)
+    for got, expected in ((ones[:1], ones), (ones, 1.01 * ones), (nan * ones, ones), (ones, nan * ones)):
+        with pytest.raises(AssertionError, match=r"these, at|these: shape"):
+            compare("these", got, expected, 1e-6, 1.0, case)
+
+
+class Scaling(nn.Module):
+    """By a factor and a shift that learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor, self.shift = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.factor * value + self.shift
+
+
+class ScalingKernel(pcsim.Kernel[Scaling]):
+    """Right but for one thing."""
+
+    stacks, reads, fills_out, adds = True, "nothing", True, True
+    fault = ""
+
+    def _wrong(self, fault: str, result: Tensor) -> Tensor:
+        return result.add_(1e-3) if self.fault == fault else result
+
+    def _weights(self, call: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+        factor, shift = call.weights["factor"], call.weights["shift"]
+        stacked = factor.dim() == 2 and self.fault != "stack"
+        return (factor.unsqueeze(1), shift.unsqueeze(1)) if stacked else (factor, shift)
+
+    def forward(self, call: Any, value: Tensor, out: Any = None) -> Tensor:
+        factor, shift = self._weights(call, value)
+        if self.fault == "stack" and factor.dim() == 2:
+            factor, shift = factor[0], shift[0]
+        given = torch.empty_like(value) if out is None else out
+        fault = "prediction" if out is None else "prediction into a place"
+        return self._wrong(fault, torch.add(factor * value, shift, out=given))
+
+    def predicting(self, call: Any, value: Tensor, out: Tensor) -> Any:
+        right = super().predicting(call, value, out)
+        return lambda: self._wrong("written prediction", right())
+
+    def message(self, call: Any, delta: Tensor, value: Tensor, output: Tensor, out: Any = None) -> Tensor:
+        given = torch.empty_like(delta) if out is None else out
+        fault = "message" if out is None else "message into a place"
+        return self._wrong(fault, torch.mul(delta, self._weights(call, value)[0], out=given))
+
+    def adding(self, call: Any, delta: Tensor, goal: Tensor, factor: float, *, over: bool = False) -> Any:
+        def add() -> None:
+            goal.mul_(0 if over and self.fault != "message over another" else 1)
+            goal.add_(delta * self._weights(call, delta)[0], alpha=factor)
+            self._wrong("added message", goal)
+
+        return add
+
+    def gradients(self, call: Any, delta: Tensor, value: Tensor, factor: float, out: Any) -> None:
+        if "factor" in out:
+            torch.sum(factor * delta * value, -2, out=out["factor"])
+            self._wrong("gradient", out["factor"])
+        if "shift" in out:
+            torch.sum(factor * delta, -2, out=out["shift"])
+            if "factor" not in out:
+                self._wrong("gradient alone", out["shift"])
+
+
+KERNEL_FAULTS = {
+    "prediction": "prediction differs",
+    "prediction into a place": "prediction differs",
+    "written prediction": "written prediction differs",
+    "message": "message differs",
+    "message into a place": "message differs",
+    "added message": "added message differs",
+    "message over another": "message written over another differs",
+    "gradient": "gradient of parameter 'factor' differs",
+    "gradient alone": "gradient of parameter 'shift' differs",
+    "stack": "prediction differs",
+}
+
+
+@pytest.mark.parametrize("fault", KERNEL_FAULTS)
+def test_every_result_of_a_kernel_that_is_wrong_is_told(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pcsim.register_kernel(Scaling, ScalingKernel())
+    verify.check_kernel(Scaling(), (3,))
+    monkeypatch.setattr(ScalingKernel, "fault", fault)
+    with pytest.raises(AssertionError, match=KERNEL_FAULTS[fault]):
+        verify.check_kernel(Scaling(), (3,))
 
 
 # What a failure prints
