@@ -317,3 +317,58 @@ def test_schedules() -> None:
     assert pcsim.Spiking() == pcsim.Spiking(alpha=1e-3, peak=1.0)
     assert pcsim.Decaying().at(3, None, 5) == 0.0
     assert pcsim.Constant(0.5).at(7, 3, 9) == 0.5
+
+
+@ENGINES
+def test_clamps_cut_cycles_and_what_lies_on_one_starts_at_zero(engine: str) -> None:
+    cut, looped = drawn("ab ba").double(), drawn("ab bb").double()
+    pcsim.Simulator(cut, pcsim.Relaxation(0), engine=engine).infer({"a": one(2.0)})
+    assert cut["b"].forward_value.item() == 2.0
+    pcsim.Simulator(looped, pcsim.Relaxation(0), engine=engine).infer({"a": one(2.0)})
+    assert looped["b"].forward_value.item() == 0.0
+    assert looped["b"].forward_prediction.item() == 2.0
+
+
+@ENGINES
+def test_what_is_given_in_part_is_a_target(engine: str) -> None:
+    net = pcsim.Network()
+    for name in "abc":
+        net.add_node(name, (2,))
+    net.add_edge("a", "b")
+    net.add_edge("b", "c")
+    part = torch.tensor([[3.0, 0.0]]).double(), torch.tensor([True, False])
+    sim = pcsim.Simulator(net.double(), pcsim.Relaxation(2, 0.5), engine=engine)
+    trace = sim.infer({"a": torch.ones(1, 2).double(), "c": part})
+    assert dict(trace.levels) == {"a": 2, "b": 1, "c": 0}
+    assert net["b"].value.tolist() == [[2.0, 1.0]]  # 1 + ½ · 2, then −½ · 1 + ½ · 1
+    found = sim.predict({"a": torch.ones(1, 2).double(), "c": part})
+    assert found["c"][0, 0] == 3.0
+
+
+class Tilted(pcsim.Energy):
+    """½ (v − u)² + v: at rest one below its prediction."""
+
+    def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
+        return 0.5 * (value - prediction).square() + value
+
+
+@ENGINES
+def test_prediction_is_a_forward_pass_where_roots_are_given_or_have_priors_and_relaxes_elsewhere(engine: str) -> None:
+    net = pcsim.Network()
+    for name, options in (("root", {"prior": 3.0}), ("x", {}), ("h", {"energy": Tilted()}), ("y", {})):
+        net.add_node(name, (1,), **options)
+    for source, target in (("root", "h"), ("x", "h"), ("h", "y")):
+        net.add_edge(source, target)
+    sim = pcsim.Simulator(net.double(), pcsim.Relaxation(1, 0.5), engine=engine)
+    assert sim.predict({"x": one(1.0)})["h"].item() == 4.0
+    assert sim.predict({"x": one(1.0), "y": one(4.0)})["h"].item() == 3.5
+    classes = pcsim.Network()
+    classes.add_node("x", (2,))
+    classes.add_node("h", (2,), energy=pcsim.CrossEntropy())
+    classes.add_node("y", (2,))
+    classes.add_edge("x", "h")
+    classes.add_edge("h", "y")
+    zeros = torch.zeros(1, 2).double()
+    found = pcsim.Simulator(classes.double(), pcsim.Relaxation(1, 0.5), engine=engine).predict({"x": zeros, "y": zeros})
+    # Read by y, h keeps a latent: −½ · ∂E/∂h = ½ · log ½ for each.
+    torch.testing.assert_close(found["h"], torch.full((1, 2), 0.5 * math.log(0.5)).double())

@@ -510,6 +510,23 @@ class TestFrozenStatistics:
         for name, expected in results[0].items():
             torch.testing.assert_close(results[1][name], expected, msg=lambda text, name=name: f"{name}: {text}")
 
+    @pytest.mark.parametrize("place", ["edge", "node"])
+    def test_a_mode_that_is_changed_after_the_relaxation_counts_in_learning(self, place: str) -> None:
+        results = []
+        for engine in ("reference", "batched"):
+            net, norm = self.network(place)
+            norm.running_mean.fill_(0.5)
+            torch.manual_seed(3)
+            clamps = {"image": torch.randn(8, 3), "output": torch.randn(8, 2)}
+            sim = pcsim.Simulator(net, pcsim.Relaxation(3, 0.1), engine=engine)
+            sim.infer(clamps)
+            training = sim.gradients()
+            net.eval()
+            results.append([sim.gradients()[parameter] for parameter in net.parameters()])
+            assert not torch.equal(training[norm.bias], sim.gradients()[norm.bias])
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected)
+
     def test_both_engines_train_alike(self) -> None:
         results = []
         for engine in ("reference", "batched"):
