@@ -12,9 +12,13 @@ from torch import Tensor
 from pcsim.engine.problem import Clamp, Unread
 from pcsim.errors import ClampError, SettingError
 from pcsim.graph import checks
+from pcsim.graph.fingerprint import Fingerprint
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.messages import axis_to_mend, instead_of, listed
+
+INTEGERS = torch.int64, torch.int32
+"""Dtypes of integers that a node may be given; both are computed with as the first."""
 
 
 @attrs.frozen(eq=False)
@@ -85,34 +89,40 @@ given units."""
 def read(
     network: Network,
     clamps: Clamps,
-    options: tuple[torch.dtype, torch.device] | None,
+    fingerprint: Fingerprint,
     steps: int | str,
     size: int | None = None,
 ) -> tuple[dict[str, Clamp], Tensor, Unread | None]:
-    """What is given, by node name; a tensor of its batch, dtype and device; and what is still to be read of it.
+    """What is given, by node name; a tensor of its batch and device, and the dtype of all values but integers; and
+    whether what is given is finite and in its range, where that is still to be read from the device.
 
-    On a CPU, where reading costs nothing, what is not finite is refused at once.
+    On a CPU, where reading costs nothing, what is not is refused at once.
 
     Args:
         network: whose nodes are clamped.
         clamps: as the user gave them.
-        options: dtype and device of the network's parameters; None if it has none.
+        fingerprint: of the network.
         steps: of the relaxation, or why nothing can change within it.
         size: number of samples, where nothing has to be given that says so.
 
     Raises:
-        ClampError: a clamp does not fit; names the node.
+        ClampError: a clamp does not fit, or a node of integers has none; names the node.
     """
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise ClampError(f"batch={size!r} given, expected a whole number of samples, at least 1")
     named, streams = _shown(_by_name(network, clamps), steps)
     values = (given[0] if isinstance(given, tuple) and given else given for given in named.values())
     some = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
-    dtype, device = options or network.tensor_options(otherwise=some)
+    dtype, device = fingerprint.tensor_options or network.tensor_options(otherwise=some)
     late = not reads_freely(device)
-    fits = {name: _clamp(network, name, given, dtype, device, late) for name, given in named.items()}
+    whole = _all_integers(network, named, streams, fingerprint.integers, device)
+    fits = {
+        name: whole[name].clamp(late) if name in whole else _clamp(network, name, given, dtype, device, late)
+        for name, given in named.items()
+    }
     for name, (frames, every) in streams.items():
-        fits[name] = _streamed(network, name, fits[name], frames, every, late)
+        if name not in whole:
+            fits[name] = _streamed(network, name, fits[name], frames, every, late)
     if not fits:
         return {}, torch.empty(_free_size(network, size), dtype=dtype, device=device), None
     sizes = {name: len(clamp.value) for name, clamp in fits.items()}
@@ -125,7 +135,9 @@ def read(
             )
     if size not in (None, batch):
         raise ClampError(f"batch={size} given, but {next(iter(sizes))!r} is clamped for {batch}; leave out batch=")
-    return fits, next(iter(fits.values())).value, _unread(fits) if late else None
+    like = next((clamp.value for clamp in fits.values() if clamp.value.is_floating_point()), None)
+    like = torch.empty(batch, dtype=dtype, device=device) if like is None else like
+    return fits, like, _unread(fits, whole, dtype) if late else None
 
 
 def _free_size(network: Network, size: int | None) -> int:
@@ -238,17 +250,87 @@ def reads_freely(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _unread(fits: Mapping[str, Clamp]) -> Unread:
+def _unread(fits: Mapping[str, Clamp], whole: Mapping[str, _Integers], dtype: torch.dtype) -> Unread:
     def refuse() -> None:
         for name, clamp in fits.items():
-            if not bool(torch.isfinite(_all_of(clamp)).all()):
+            if name in whole:
+                whole[name].refuse()
+            elif not bool(torch.isfinite(_all_of(clamp)).all()):
                 raise _unfinite(name, masked=clamp.mask is not None)
 
-    return Unread(tuple(_all_of(clamp).sum().abs() for clamp in fits.values()), refuse)
+    sizes = (whole[n].size(dtype) if n in whole else _all_of(clamp).sum().abs() for n, clamp in fits.items())
+    return Unread(tuple(sizes), refuse)
 
 
 def _all_of(clamp: Clamp) -> Tensor:
     return clamp.value if clamp.frames is None else clamp.frames
+
+
+@attrs.frozen(eq=False)
+class _Integers:
+    """Integers that are given of a node, to be looked at now or late.
+
+    Args:
+        name: of the node.
+        value: (batch, *shape), or of a stream (frames, batch, *shape), int64.
+        count: how many integers the node may hold, from 0 on.
+        every: steps for which each frame of a stream stays; None where there is none.
+    """
+
+    name: str
+    value: Tensor
+    count: int
+    every: int | None = None
+
+    def clamp(self, late: bool) -> Clamp:
+        """What the run is given: on a device, where looking is late, what is out of range is brought into it, since
+        reading an embedding beyond its end would end the process.
+        """
+        if not late:
+            self.refuse()
+        value = self.value.clamp(0, self.count - 1) if late else self.value
+        return Clamp(value) if self.every is None else Clamp(value[0], frames=value, every=self.every)
+
+    def size(self, dtype: torch.dtype) -> Tensor:
+        """0-d, 0 where all are in range, else infinite."""
+        outside = (self.value.amin() < 0) | (self.value.amax() >= self.count)
+        return outside.new_zeros((), dtype=dtype).masked_fill_(outside, math.inf)
+
+    def refuse(self) -> None:
+        """ClampError where one is out of range."""
+        low, high = (int(end) for end in self.value.aminmax())
+        if low < 0 or high >= self.count:
+            raise ClampError(
+                f"clamp {self.name!r}: integers from {low} to {high} given, expected 0 to {self.count - 1}; number them "
+                "from 0, or give its edges a larger num_embeddings"
+            )
+
+
+def _all_integers(
+    network: Network,
+    named: Mapping[str, Given],
+    streams: Mapping[str, tuple[list[Tensor], int]],
+    counts: Mapping[str, int],
+    device: torch.device,
+) -> dict[str, _Integers]:
+    """What is given of the nodes that hold integers, all of which have to be given, in whole."""
+    whole = {}
+    for name, count in counts.items():
+        if name not in named or isinstance(named[name], tuple):
+            given = "a mask is given" if name in named else "nothing is given"
+            raise ClampError(
+                f"clamp {name!r}: {given}, but the node holds integers from 0 to {count - 1}, which nothing infers; clamp "
+                "all of it"
+            )
+        frames, every = streams.get(name, ([named[name]], None))
+        values = [_integers(name, frame, network.nodes[name].shape, device) for frame in frames]
+        whole[name] = _Integers(name, values[0] if every is None else torch.stack(values), count, every)
+    return whole
+
+
+def _integers(name: str, given: object, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    dtype = given.dtype if isinstance(given, Tensor) and given.dtype in INTEGERS else torch.long
+    return _value(name, given, shape, dtype, device).detach().long()
 
 
 def _unfinite(name: str, *, masked: bool) -> ClampError:
@@ -367,7 +449,7 @@ def _value(
             f"{kind} {name!r}: a tensor of layout {value.layout} given, expected a dense one; use to_dense()"
         )
     if value.dim() == 0 or tuple(value.shape[1:]) != shape or len(value) == 0:
-        classes = value.dim() == len(shape) == 1 and not value.is_floating_point()
+        classes = value.dim() == len(shape) == 1 and not value.is_floating_point() and dtype.is_floating_point
         one_hot = "class numbers have to be made one-hot (torch.nn.functional.one_hot)"
         axis = axis_to_mend(value.shape[1:], shape, "the tensor") if value.dim() else None
         mend = axis or (one_hot if classes else "the batch is the first axis")

@@ -27,13 +27,12 @@ from torch.nn.modules import (
 from torch.nn.parameter import is_lazy
 
 from pcsim.errors import ClampError, GraphError
-from pcsim.graph.checks import PROBE_BATCH
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Energy
 from pcsim.graph.levels import simple_graph
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
-from pcsim.graph.probing import probe, tensor_options
+from pcsim.graph.probing import PROBE_BATCH, probe, tensor_options, zeros_for
 
 Kinds = tuple[type[nn.Module], ...]
 
@@ -223,7 +222,7 @@ def _named_places(
 def _shapes(layers: Sequence[_Layer], shape: tuple[int, ...], in_place: Kinds) -> list[tuple[int, ...]]:
     """What each layer gives, without the batch axis; run once on zeros."""
     dtype, device = tensor_options(*(layer.module for layer in layers))
-    value = torch.zeros(PROBE_BATCH, *shape, dtype=dtype, device=device)
+    value = zeros_for(layers[0].module, shape, dtype, device)
     shapes = []
     for layer in layers:
         version = value._version

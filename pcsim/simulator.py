@@ -452,7 +452,7 @@ class Simulator:
         energies, probes = read_record(self.network, record)
         fingerprint = self.network.fingerprint()
         steps = self._unchanging(predicting, resting) or self.relaxation.steps
-        fits, first, unread = given.read(self.network, clamps, fingerprint.tensor_options, steps, size)
+        fits, first, unread = given.read(self.network, clamps, fingerprint, steps, size)
         streams = tuple((name, clamp.every) for name, clamp in fits.items() if clamp.frames is not None)
         if len(first) == 1 and not predicting:
             checks.single_sample(self.network)

@@ -18,6 +18,7 @@ from pcsim.engine.rates import Rates
 from pcsim.engine.reached import Reached
 from pcsim.errors import DivergenceError
 from pcsim.graph.energy import Scale
+from pcsim.graph.probing import leaf
 from pcsim.graph.statistics import frozen_statistics
 
 ROUNDING = 64
@@ -176,9 +177,9 @@ class Evaluation:
         if name in self._prediction:
             return
         node, seed = self.task.network.nodes[name], self.batch.seed
-        leaves = [self.activity(edge.source_name).detach().contiguous().requires_grad_() for edge in node.incoming]
+        leaves = [leaf(self.activity(edge.source_name).detach().contiguous()) for edge in node.incoming]
         with torch.enable_grad():
-            given = [edge.contribute(leaf, seed) for edge, leaf in zip(node.incoming, leaves, strict=True)]
+            given = [edge.contribute(read, seed) for edge, read in zip(node.incoming, leaves, strict=True)]
             output = node.predict(given, seed) if given else node.predict_from_prior(self.batch.size)
         for edge, contribution in zip(node.incoming, given, strict=True):
             self._contribution[edge.name] = contribution.detach()
@@ -216,13 +217,14 @@ class Evaluation:
         self.prediction(name)
         leaves, output = self._graph.pop(name)
         parameters = node.trainable if self._learning else []
-        wanted = [*leaves, *parameters]
-        found: tuple[Tensor | None, ...] = (None,) * len(wanted)
+        wanted = [tensor for tensor in (*leaves, *parameters) if tensor.requires_grad]
+        found: dict[Tensor, Tensor | None] = {}
         if wanted and output.requires_grad:
-            found = torch.autograd.grad(output, wanted, delta, allow_unused=True)
-        for edge, leaf, message in zip(node.incoming, leaves, found, strict=False):
-            self._message[edge.name] = torch.zeros_like(leaf) if message is None else message
-        reached = zip(parameters, found[len(leaves) :], strict=True)
+            found = dict(zip(wanted, torch.autograd.grad(output, wanted, delta, allow_unused=True), strict=True))
+        for edge, read in zip(node.incoming, leaves, strict=True):
+            message = found.get(read)
+            self._message[edge.name] = delta.new_zeros(read.shape) if message is None else message
+        reached = ((parameter, found.get(parameter)) for parameter in parameters)
         own = {parameter: gradient / -self.batch.size for parameter, gradient in reached if gradient is not None}
         learned = node.log_precision
         if learned is not None and learned.requires_grad and self._learning and name not in self._deterministic:

@@ -17,13 +17,16 @@ from pcsim.graph.combining import Sum
 from pcsim.graph.energy import Energy
 from pcsim.graph.fingerprint import identity_of
 from pcsim.graph.probing import (
+    PROBE_BATCH,
     checkpoints_reentrantly,
+    integers_taken,
     may_draw,
     plain,
     probe,
     start_lazily,
     tensor_options,
     what_stays,
+    zeros_for,
 )
 from pcsim.graph.statistics import frozen_statistics, normalises
 from pcsim.messages import instead_of, sizes
@@ -33,8 +36,6 @@ if TYPE_CHECKING:
     from pcsim.graph.network import Network
     from pcsim.graph.node import Node
     from pcsim.graph.part import Part
-
-PROBE_BATCH = 2
 
 
 def shape(node: str, given: object) -> tuple[int, ...]:
@@ -104,6 +105,11 @@ def prior(node: Node, given: object) -> Tensor | None:
     """A prior as a tensor; a parameter stays one."""
     if given is None:
         return None
+    if node.name in node.network and node.integers is not None:
+        raise GraphError(
+            f"node {node.name!r}: holds integers, since its edges read such, and nothing predicts integers; drop the "
+            "prior"
+        )
     if node.deterministic:
         raise GraphError(f"node {node.name!r}: a deterministic node has no energy for a prior to enter; drop one")
     if node.network.in_degree(node.name) if node.name in node.network else False:
@@ -128,10 +134,44 @@ def prior(node: Node, given: object) -> Tensor | None:
     return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
 
 
+def integers(edge: str, source: Node, target: Node, given: nn.Module) -> None:
+    """Refuse an edge by which integers would be predicted, or a value be both integers and numbers.
+
+    Args:
+        edge: name of the edge, which may be in the network already.
+        source: node that it reads.
+        target: node that it helps to predict.
+        given: its module.
+    """
+    takes = integers_taken(given)
+    # All edges out of a node read the same, so that one of them tells.
+    other = next((other for other in source.outgoing if other.name != edge), None)
+    onwards = next(iter(target.outgoing), None) if target is not source else None
+    if (onwards is not None and integers_taken(onwards.module) is not None) or (takes is not None and source is target):
+        raise GraphError(
+            f"edge {edge!r}: node {target.name!r} holds integers, since its edges read such, and nothing predicts "
+            "integers; let it be a root, which is clamped"
+        )
+    if takes is not None and (source.predicted or source.deterministic):
+        raise GraphError(
+            f"edge {edge!r}: its module, {given!r}, takes integers, which only a root that is clamped can hold, and "
+            f"node {source.name!r} is {'deterministic' if source.deterministic else 'predicted'}; give a module that "
+            "takes numbers"
+        )
+    if other is not None and (integers_taken(other.module) is None) != (takes is None):
+        kinds = ("numbers", "integers") if takes is None else ("integers", "numbers")
+        raise GraphError(
+            f"edge {edge!r}: its module, {given!r}, takes {kinds[0]}, but edge {other.name!r} reads {kinds[1]} of node "
+            f"{source.name!r}; give a node of its own to each (a module of your own that takes integers says how many "
+            "by num_embeddings)"
+        )
+
+
 def contribution(edge: str, source: Node, target: Node, given: nn.Module) -> Tensor:
     """What an edge's module makes of zeros, (2, ...); refuses what does not fit, works in place, or keeps a state."""
+    integers(edge, source, target, given)
     dtype, device = tensor_options(given, target)
-    value = torch.zeros(PROBE_BATCH, *source.shape, dtype=dtype, device=device)
+    value = zeros_for(given, source.shape, dtype, device)
     before = value._version
     try:
         start_lazily(given, [value])
@@ -198,7 +238,7 @@ def kept_state(place: str, given: nn.Module, inputs: Sequence[Tensor]) -> bool:
 def look_at_edge(edge: Edge, given: nn.Module, found: Tensor) -> None:
     """Find out what evaluating an edge's module does besides computing; ``found`` is what it makes of zeros."""
     dtype, device = found.dtype if found.is_floating_point() else torch.get_default_dtype(), found.device
-    value = torch.zeros(PROBE_BATCH, *edge.source.shape, dtype=dtype, device=device)
+    value = zeros_for(given, edge.source.shape, dtype, device)
     moves = kept_state(f"edge {edge.name!r}: its module", given, [value])
     edge.stochastic, edge.moves = may_draw(given), moves
     edge.reentrant = checkpoints_reentrantly(given, [value])
@@ -269,6 +309,8 @@ def _takes_one(place: str, given: nn.Module, shape: tuple[int, ...]) -> None:
     dtype, device = tensor_options(given)
     generator = torch.Generator().manual_seed(0)
     value = torch.randn(PROBE_BATCH, *shape, generator=generator).to(device, dtype)
+    if integers_taken(given) is not None:
+        value = zeros_for(given, shape, dtype, device)
     fits = [_whole(given, sample) for sample in (value[:1], value)]
     if not fits[0] and fits[1]:
         raise ClampError(

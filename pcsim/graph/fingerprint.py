@@ -47,6 +47,9 @@ class Fingerprint:
         """Whether any part may draw random numbers."""
         self.moving = [part for part in parts if part.moves]
         """Parts whose buffers move as they are evaluated."""
+        held = ((name, node.integers) for name, node in network.nodes.items())
+        self.integers = {name: count for name, count in held if count is not None}
+        """Nodes that hold integers, by name, and how many each may hold, from 0 on."""
         users = [module for module in modules if not isinstance(module, Part)]
         self._modules, self._attributes = modules, [vars(module) for module in users]
         owners: list[dict[str, Any]] = [o for m in modules for o in (m._parameters, m._modules)]

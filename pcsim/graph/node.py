@@ -14,6 +14,7 @@ from pcsim.graph import checks
 from pcsim.graph.combining import Sum
 from pcsim.graph.energy import Energy, Gaussian, LearnedPrecision
 from pcsim.graph.part import Part
+from pcsim.graph.probing import integers_taken
 
 if TYPE_CHECKING:
     from pcsim.graph.edge import Edge
@@ -135,6 +136,11 @@ class Node(Part):
             raise GraphError(
                 f"node {self.name!r}: made deterministic it would close a cycle of deterministic nodes only, whose "
                 "values have no solution to start from; leave it latent"
+            )
+        if deterministic and self.integers is not None:
+            raise GraphError(
+                f"node {self.name!r}: holds integers, since its edges read such, and nothing predicts integers; leave "
+                "it as it is"
             )
         self._deterministic = bool(deterministic)
         self.network.revision += 1
@@ -267,6 +273,16 @@ class Node(Part):
     def predicted(self) -> bool:
         """Whether anything predicts this node: an incoming edge, or a prior."""
         return self.prior is not None or self.network.in_degree(self.name) > 0
+
+    @property
+    def integers(self) -> int | None:
+        """How many integers, from 0 on, the value may hold, where the edges out of this node read such
+        (``nn.Embedding``, and what has its ``num_embeddings``); None of a node that holds numbers, as all others do.
+
+        A node of integers is a root, and always clamped.
+        """
+        found = (integers_taken(edge.module) for edge in self.outgoing)
+        return min((count for count in found if count is not None), default=None)
 
     @property
     def trainable(self) -> list[nn.Parameter]:

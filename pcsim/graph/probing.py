@@ -29,6 +29,7 @@ DRAWING = (
     nn.TransformerDecoderLayer,
 )
 """Modules of torch.nn that draw random numbers, at some setting or other."""
+PROBE_BATCH = 2
 
 
 def tensor_options(*modules: nn.Module, otherwise: Tensor | None = None) -> tuple[torch.dtype, torch.device]:
@@ -40,6 +41,22 @@ def tensor_options(*modules: nn.Module, otherwise: Tensor | None = None) -> tupl
     if otherwise is not None:
         return otherwise.dtype, otherwise.device
     return torch.get_default_dtype(), torch.get_default_device()
+
+
+def integers_taken(module: nn.Module) -> int | None:
+    """How many integers, from 0 on, a module tells apart: its ``num_embeddings``, as of ``nn.Embedding``, or that of the
+    first module of a Sequential. None of a module that takes numbers.
+    """
+    if isinstance(module, nn.Sequential) and len(module):
+        return integers_taken(module[0])
+    count = getattr(module, "num_embeddings", None)
+    return count if isinstance(count, int) else None
+
+
+def zeros_for(module: nn.Module, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Two samples of zeros that a module takes, (2, *shape): numbers of this dtype, or integers."""
+    whole = integers_taken(module) is not None
+    return torch.zeros(PROBE_BATCH, *shape, dtype=torch.long if whole else dtype, device=device)
 
 
 @contextmanager
@@ -181,13 +198,18 @@ def _copied(value: object) -> object:
     return copy.copy(value) if isinstance(value, list | dict) else value
 
 
+def leaf(tensor: Tensor) -> Tensor:
+    """The tensor itself, from now on one that gradients are asked for, unless it holds integers."""
+    return tensor.requires_grad_() if tensor.is_floating_point() else tensor
+
+
 def checkpoints_reentrantly(module: nn.Module, inputs: Sequence[Tensor]) -> bool:
     """Whether a module uses reentrant checkpointing, through which no gradient can be asked for."""
     if plain(module):
         return False
     with _random_state_kept(inputs), torch.enable_grad(), _attributes_kept(module):
         try:
-            output = on_copies(module, [tensor.clone().requires_grad_() for tensor in inputs])
+            output = on_copies(module, [leaf(tensor.clone()) for tensor in inputs])
         except Exception:  # probing without gradients has said what is wrong
             return False
     pending, seen = [getattr(output, "grad_fn", None)], set()

@@ -21,7 +21,7 @@ from pcsim.engine.planning.wiring import Mask, Positions
 from pcsim.graph.combining import Sum
 from pcsim.graph.edge import Edge
 from pcsim.graph.node import Node
-from pcsim.graph.probing import probe, tensor_options
+from pcsim.graph.probing import probe, tensor_options, zeros_for
 
 
 class Link(NamedTuple):
@@ -62,7 +62,7 @@ def chain_of(module: nn.Module, shape: tuple[int, ...]) -> list[Link] | None:
 def shape_after(child: nn.Module, shape: tuple[int, ...], whole: nn.Module) -> tuple[int, ...]:
     """The shape of what a part of a module makes of a value, batch axes left out."""
     dtype, device = tensor_options(child, whole)
-    return tuple(probe(child, [torch.zeros(2, *shape, dtype=dtype, device=device)]).shape[1:])
+    return tuple(probe(child, [zeros_for(child, shape, dtype, device)]).shape[1:])
 
 
 def shared_places(chain: Sequence[Link], first: int) -> list[int]:
@@ -102,6 +102,7 @@ class NodeGroup:
         deterministic: whether their value is their prediction.
         received: whether what they receive is kept apart from their value (SPEC §7).
         following: whether their value follows from their error, which is what moves.
+        integers: whether they hold integers.
         chain: their transfer; None if it, or how they combine, goes through autograd (a group of one then).
     """
 
@@ -111,6 +112,7 @@ class NodeGroup:
     deterministic: bool
     received: bool
     following: bool
+    integers: bool
     chain: list[Link] | None
 
     @property
@@ -178,6 +180,7 @@ class Groups:
         lines = []
         for group in self.nodes:
             kind = "given" if group.given else "deterministic" if group.deterministic else "latent"
+            kind = "integers" if group.integers else kind
             shape = "x".join(map(str, group.nodes[0].shape)) or "1"
             into = sum(len(edges.edges) for edges in self.edges if self.nodes[edges.target] is group)
             names = [group.nodes[row].name for row in group.positions.argsort()]
@@ -195,7 +198,7 @@ def _first_active(plan: Plan) -> Positions:
 
 
 def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
-    wiring, clamping = plan.wiring, plan.task.clamping
+    wiring, clamping, integers = plan.wiring, plan.task.clamping, plan.task.fingerprint.integers
     groups: dict[Hashable, list[int]] = {}
     chains: dict[int, list[Link] | None] = {}
     for position, node in enumerate(wiring.nodes):
@@ -211,6 +214,7 @@ def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
             bool(wiring.deterministic[position]),
             bool(plan.received[position]),
             bool(wiring.following[position]),
+            node.name in integers,
             node.predicted,
             node.name in clamping.placed,
             node.shape,
@@ -229,7 +233,8 @@ def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
             bool(kind[first_of]) for kind in (wiring.deterministic, plan.received, wiring.following)
         )
         positions = np.array(members, np.intp)
-        found.append(NodeGroup(positions, nodes, given, inner, received, following, chains[first_of]))
+        whole = nodes[0].name in integers
+        found.append(NodeGroup(positions, nodes, given, inner, received, following, whole, chains[first_of]))
     return found
 
 

@@ -146,7 +146,8 @@ class NodeMemory:
         return self._arena.kept((self._key, name), make)
 
     def _new(self) -> Tensor:
-        return self._arena.new(len(self.group.nodes), self.node.shape, self._layout)
+        dtype = torch.long if self.group.integers else self._arena.dtype
+        return self._arena.new(len(self.group.nodes), self.node.shape, self._layout, dtype)
 
     def _scratch(self, name: str) -> Tensor:
         found: Tensor = self._kept(name, self._new)

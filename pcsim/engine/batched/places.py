@@ -31,7 +31,7 @@ class Arena:
 
     Args:
         batch: number of samples.
-        dtype: of all tensors.
+        dtype: of all tensors but those of integers.
         device: of all tensors.
     """
 
@@ -39,9 +39,11 @@ class Arena:
         self.batch, self.dtype, self.device = batch, dtype, device
         self._kept: dict[Hashable, Any] = {}
 
-    def new(self, count: int, shape: tuple[int, ...], layout: torch.memory_format) -> Tensor:
-        """A tensor (count, batch, *shape), a single image laid out as asked for."""
-        tensor = torch.zeros(count, self.batch, *shape, dtype=self.dtype, device=self.device)
+    def new(
+        self, count: int, shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """A tensor (count, batch, *shape), of the arena's dtype by default, a single image laid out as asked for."""
+        tensor = torch.zeros(count, self.batch, *shape, dtype=dtype or self.dtype, device=self.device)
         if layout is torch.channels_last and count == 1 and len(shape) == 3:
             return tensor[0].contiguous(memory_format=layout).unsqueeze(0)
         return tensor

@@ -395,7 +395,8 @@ class Program:
 
     def lost(self, steps: int) -> str:
         """Name of a node whose value is not finite, or too large."""
-        norms = ((name, torch.linalg.vector_norm(value)) for name, value in self._values(steps)[0].items())
+        values = ((n, v) for n, v in self._values(steps)[0].items() if n not in self._task.fingerprint.integers)
+        norms = ((name, torch.linalg.vector_norm(value)) for name, value in values)
         return next((name for name, norm in norms if not bool(torch.isfinite(norm))), "unknown")
 
     def update_statistics(self, steps: int) -> None:

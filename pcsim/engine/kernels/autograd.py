@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from pcsim.graph.probing import leaf
+
 
 class Traced:
     """An edge's module, or a node's combine and transfer, whose graph is kept from its evaluation to its vjp.
@@ -37,25 +39,24 @@ class Traced:
 
     def _traced(self) -> Tensor:
         for tensor in self.inputs:
-            tensor.requires_grad_()
+            leaf(tensor)
         with torch.enable_grad():
             self._output = self._evaluate(self.inputs)
         return self._output
 
     def vjp(self, delta: Tensor, *, learn: bool) -> list[Tensor]:
-        """(∂output/∂input)ᵀ delta for each input, zero where the output does not depend on it; as a side effect, the
-        parameters' gradients where ``learn`` is set.
+        """(∂output/∂input)ᵀ delta for each input, zero where the output does not depend on it, as on integers; as a side
+        effect, the parameters' gradients where ``learn`` is set.
         """
         output = self._traced() if self._output is None else self._output
         self._output = None
-        parameters = [p for p in self._parameters if p.requires_grad] if learn else []
-        wanted = [*self.inputs, *parameters]
-        found: Sequence[Tensor | None] = [None] * len(wanted)
+        wanted = [tensor for tensor in (*self.inputs, *(self._parameters if learn else ())) if tensor.requires_grad]
+        found: dict[Tensor, Tensor | None] = {}
         if wanted and output.requires_grad:
-            found = torch.autograd.grad(output, wanted, delta.contiguous(), allow_unused=True)
-        reached = zip(parameters, found[len(self.inputs) :], strict=True)
+            found = dict(
+                zip(wanted, torch.autograd.grad(output, wanted, delta.contiguous(), allow_unused=True), strict=True)
+            )
+        messages = [(tensor, found.pop(tensor, None)) for tensor in self.inputs]
+        reached = ((parameter, found.get(parameter)) for parameter in self._parameters)
         self.gradients = {parameter: gradient for parameter, gradient in reached if gradient is not None}
-        return [
-            torch.zeros_like(tensor) if message is None else message
-            for tensor, message in zip(self.inputs, found, strict=False)
-        ]
+        return [delta.new_zeros(tensor.shape) if message is None else message for tensor, message in messages]
