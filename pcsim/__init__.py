@@ -22,7 +22,7 @@ from pcsim.engine.kernels.kernel import register as register_kernel
 from pcsim.engine.probe import Probe, Recording
 from pcsim.engine.reference import ReferenceEngine
 from pcsim.errors import EnergyWarning, PCError, PCWarning, PrecisionWarning
-from pcsim.graph.combining import Concatenate, Product, Sum
+from pcsim.graph.combining import Attention, Concatenate, Product, Sum
 from pcsim.graph.edge import Edge
 from pcsim.graph.energies import Bernoulli, CorrelatedGaussian, Huber, Laplace, StudentT
 from pcsim.graph.energy import CrossEntropy, Energy, Gaussian, LearnedPrecision
@@ -39,6 +39,7 @@ from pcsim.version import __version__
 __all__ = [
     "Accuracy",
     "ArrivalUpdate",
+    "Attention",
     "Backprop",
     "BatchRecord",
     "BatchedEngine",

@@ -101,9 +101,9 @@ def start_lazily(module: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 
 def plain(module: nn.Module) -> bool:
-    """Whether a module is made of torch.nn's own alone, so that it is known what it does besides computing."""
+    """Whether a module is made of torch.nn's and pcsim's own alone, so that it is known what it does besides computing."""
     return all(
-        type(part).__module__.startswith(("torch.nn.modules.", "pcsim.graph.combining"))
+        type(part).__module__.startswith(("torch.nn.modules.", "pcsim.graph.combining", "pcsim.topologies."))
         and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
         and "forward" not in vars(part)
         for part in module.modules()

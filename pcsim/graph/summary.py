@@ -39,7 +39,7 @@ def _row(node: Node) -> tuple[str, ...]:
     transfer = "" if isinstance(node.transfer, nn.Identity) else type(node.transfer).__name__
     return (
         node.name,
-        "deterministic" if node.deterministic else "latent",
+        "deterministic" if node.deterministic else "latent" if node.integers is None else "integers",
         "x".join(str(size) for size in node.shape) or "1",
         sources or ("prior" if node.prior is not None else "-"),
         transfer,

@@ -10,10 +10,11 @@ from torch import nn
 
 from pcsim.arguments import constructor_arguments
 from pcsim.errors import FileError, SettingError
-from pcsim.graph.combining import Concatenate, Product, Sum
+from pcsim.graph.combining import Attention, Concatenate, Product, Sum
 from pcsim.graph.energies import Bernoulli, CorrelatedGaussian, Huber, Laplace, StudentT
 from pcsim.graph.energy import CrossEntropy, Energy, Gaussian
 from pcsim.saving.transformers import COPYING
+from pcsim.topologies.transformer import Patches, Positions
 
 T = TypeVar("T", bound=nn.Module | Energy)
 
@@ -109,7 +110,7 @@ def _known_name(kind: type) -> str | None:
 
 
 _ENERGIES = (Gaussian, CrossEntropy, Laplace, Huber, StudentT, Bernoulli, CorrelatedGaussian)
-_OWN: dict[str, type] = {kind.__name__: kind for kind in (Sum, Product, Concatenate, *_ENERGIES)}
+_OWN: dict[str, type] = {kind.__name__: kind for kind in (Sum, Product, Concatenate, Attention, Patches, Positions, *_ENERGIES)}
 
 
 def recipe_of(kind: type, place: str) -> Recipe:

@@ -55,7 +55,7 @@ def mlp(
     previous = net.add_node("input", (sizes[0],))
     for depth, (before, after) in enumerate(pairwise(sizes), start=1):
         last = depth == len(sizes) - 1
-        linear = _linear(before, after, bias)
+        linear = linear_layer(before, after, bias)
         activated = latents == "before" and depth > 1
         node = net.add_node(
             "output" if last else f"hidden{depth}",
@@ -79,7 +79,7 @@ def _mupc_mlp(sizes: Sequence[int], activation: Callable[[], nn.Module], bias: b
     for k, (before, after) in enumerate(pairwise(sizes), start=1):
         last = k == depth
         node = net.add_node("output" if last else f"hidden{k}", (after,), energy=energy if last else None)
-        linear = _linear(before, after, bias, std=1.0)
+        linear = linear_layer(before, after, bias, std=1.0)
         gain = 1 / math.sqrt(before) if k == 1 else 1 / before if last else 1 / math.sqrt(before * depth)
         net.add_edge(previous, node, linear if k == 1 else nn.Sequential(activation(), linear), gain=gain)
         if 1 < k < depth:
@@ -129,12 +129,12 @@ def residual_mlp(
         std, gains = 1.0, (1 / math.sqrt(features), inner, outer, 1 / width)
 
     def activated(after: int) -> nn.Sequential:
-        return nn.Sequential(activation(), _linear(width, after, True, std))
+        return nn.Sequential(activation(), linear_layer(width, after, True, std))
 
     net = Network()
     z = net.add_node("input", (features,))
     stem = net.add_node("stem", (width,))
-    net.add_edge(z, stem, _linear(features, width, True, std), gain=gains[0])
+    net.add_edge(z, stem, linear_layer(features, width, True, std), gain=gains[0])
     z = stem
     for k in range(1, blocks + 1):
         first, second = net.add_node(f"main{k}a", (width,)), net.add_node(f"main{k}b", (width,))
@@ -154,7 +154,7 @@ def _check_parametrisation(function: str, given: str) -> None:
         raise GraphError(f"{function}: parametrisation={given!r} given, expected 'standard' or 'mupc'")
 
 
-def _linear(before: int, after: int, bias: bool, std: float | None = None) -> nn.Linear:
+def linear_layer(before: int, after: int, bias: bool, std: float | None = None) -> nn.Linear:
     """Weights N(0, std²), with 1/fan_in by default, and zero biases."""
     linear = nn.Linear(before, after, bias=bias)
     nn.init.normal_(linear.weight, std=1 / math.sqrt(before) if std is None else std)

@@ -137,7 +137,8 @@ def in_float64(
             raise SettingError(
                 f"clamp {name!r}: a stream given, but checks look at one state at a time; give one tensor"
             )
-        named[name] = (value.double(), mask[0]) if mask else value.double()
+        whole = value if name in own and own[name].integers is not None else value.double()
+        named[name] = (whole, mask[0]) if mask else whole
     batch = len(given_value(next(iter(named.values()))))
     for name, constant in own.constants.items():
         named.setdefault(name, torch.full((batch, *own[name].shape), constant, dtype=torch.float64))

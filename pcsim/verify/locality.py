@@ -132,7 +132,8 @@ def _held_descent(
 ) -> Tensor:
     """−∂F_t/∂v of a node by what lies about it, at predictions and Jacobians of the forward values."""
     network, inside = case.network, _neighbourhood(case, name)
-    known = {n: v if n in inside else torch.full_like(v, torch.nan) for n, v in forward.items()}
+    unknown = {n: torch.full_like(v, torch.nan) if v.is_floating_point() else v * 0 for n, v in forward.items()}
+    known = {n: v if n in inside else unknown[n] for n, v in forward.items()}
     leaf = known[name].clone().requires_grad_()
     predicted = predictions(network, {**known, name: leaf}, case.deterministic)
     sent, own = leaf.new_zeros(()), torch.zeros_like(leaf)

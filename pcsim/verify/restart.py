@@ -68,10 +68,16 @@ class OneStep:
 
 
 def random_state(case: Case, seed: int) -> dict[str, Tensor]:
-    """Standard normal values of all nodes, clamped or not, (batch, *shape)."""
+    """Standard normal values of all nodes, clamped or not, (batch, *shape); integers of those that hold such."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {name: (case.batch, *node.shape) for name, node in case.network.nodes.items()}
-    return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    found = {}
+    for name, node in case.network.nodes.items():
+        shape = (case.batch, *node.shape)
+        if node.integers is None:
+            found[name] = torch.randn(shape, generator=generator, dtype=torch.float64)
+        else:
+            found[name] = torch.randint(node.integers, shape, generator=generator)
+    return found
 
 
 def clamped_onto(case: Case, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -143,6 +143,9 @@ def _simpler(case: Case) -> Iterator[Case]:
         yield attrs.evolve(case, network=seeded)
     clamps: NamedClamps = {}
     for name, given in case.clamps.items():
+        if not given_value(given).is_floating_point():
+            clamps[name] = given
+            continue
         value = drawn(tuple(given_value(given).shape), given_value(given).dtype)
         if isinstance(case.network[name].energy_function, CrossEntropy):
             return  # which takes distributions

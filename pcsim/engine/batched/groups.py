@@ -247,12 +247,15 @@ def _group_edges(plan: Plan, nodes: Sequence[NodeGroup], stacking: bool) -> list
     groups: dict[Hashable, list[int]] = {}
     chains: dict[int, list[Link] | None] = {}
     for position, edge in enumerate(wiring.edges):
-        chain = chain_of(edge.module, wiring.nodes[wiring.source[position]].shape)
+        shape = wiring.nodes[wiring.source[position]].shape
+        chain = chain_of(edge.module, shape)
         if chain is not None and edge.gain != 1.0:
             chain = [*chain, Link(Gain(edge.gain), nn.Identity())]
         chains[position] = chain
         # Any other node keeps the errors that it has pulled back in places of their own, one for each edge.
         alone = chain is None or not nodes[group_at[wiring.target[position]]].by_units
+        # A product over many positions is large enough by itself, and to gather what it takes would cost more.
+        alone = alone or (len(shape) > 1 and any(link.kernel.products for link in chain or ()))
         together = stacking and not alone and all(link.kernel.stacks for link in chain or ())
         kind = (
             None if together else edge.name,

@@ -82,7 +82,7 @@ class Memory:
         """Say which nodes have moved where what is compiled next runs, and whether displacements are still empty."""
         for node in self.nodes:
             node.moved = moved[node.group.positions]
-            node.fresh = ~node.moved & (fresh and node.group.received)
+            node.fresh["displacement"] = ~node.moved & (fresh and node.group.received)
 
 
 def _layouts(groups: Groups) -> list[torch.memory_format]:

@@ -37,9 +37,11 @@ def relay(
     for members, _ in reversed(wiring.generations):
         now = masked(members, len(phase.relay)) & phase.relay
         for node, rows in memory.node_rows(now):
-            zero(operations, node.part("delta", rows), named(node.names, rows))
+            node.fresh["delta"][rows] = True
         for edge, rows in memory.edge_rows(phase.message & now[wiring.source]):
             _send(memory, operations, edge, rows, "delta", 1.0, learn, dtype)
+        for node, rows in memory.node_rows(now):
+            _zero_fresh(operations, node, rows, "delta")
         for node, rows in memory.node_rows(now & wiring.following):
             _pass_on(memory, operations, node, rows, phase, direct=direct)
         pull(memory, operations, now, learn)
@@ -115,7 +117,7 @@ def _send(
 ) -> None:
     names = named(edge.names, rows)
     goal = edge.source.part(name, edge.group.source_rows[rows])
-    over = name == "displacement" and _first_to_write(operations, edge.source, edge.group.source_rows[rows])
+    over = _first_to_write(operations, edge.source, edge.group.source_rows[rows], name)
     if edge.trace is not None:
         delta, cell = delta_after(memory, operations, edge, rows, 0, dtype), edge.message_cell(0, rows)
         learns = bool(learn[memory.wiring.target[edge.group.positions[0]]])
@@ -134,24 +136,34 @@ def _send(
         return
     value = content(edge.activity(memory.activity, rows), operations, names, kernel.reads == "input")
     output = content(edge.place(1, rows), operations, names, kernel.reads == "output")
-    cell = edge.message_cell(0, rows)
+    straight = over and factor == 1.0 and goal.index is None
+    cell = goal.cell if straight else edge.message_cell(0, rows)
     operations.append(Operation(title, _back(kernel, call, delta, value, output, cell, dtype), names))
-    goal.add(operations, "add message", cell, factor, names, over=over)
+    if not straight:
+        goal.add(operations, "add message", cell, factor, names, over=over)
 
 
-def _first_to_write(operations: list[Operation], node: NodeMemory, rows: Positions) -> bool:
-    """Whether nothing has been written into these rows' displacement, so that the first message may be.
+def _first_to_write(operations: list[Operation], node: NodeMemory, rows: Positions, name: str) -> bool:
+    """Whether nothing has been written into these rows of a tensor, so that the first message may be.
 
     Where that holds of some of them only, those are set to zero, to be added to like the others.
     """
-    fresh = rows[node.fresh[rows]]
-    node.fresh[rows] = False
+    if name not in node.fresh:
+        return False
+    fresh = rows[node.fresh[name][rows]]
     if len(fresh) == len(rows) == len(np.unique(rows)):
+        node.fresh[name][rows] = False
         return True
-    if len(fresh):
-        empty = np.unique(fresh)
-        zero(operations, node.part("displacement", empty), named(node.names, empty))
+    _zero_fresh(operations, node, rows, name)
     return False
+
+
+def _zero_fresh(operations: list[Operation], node: NodeMemory, rows: Positions, name: str) -> None:
+    """Set to zero those of these rows into which nothing has been written."""
+    empty = np.unique(rows[node.fresh[name][rows]])
+    node.fresh[name][empty] = False
+    if len(empty):
+        zero(operations, node.part(name, empty), named(node.names, empty))
 
 
 def _back(

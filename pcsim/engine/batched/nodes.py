@@ -60,8 +60,10 @@ class NodeMemory:
             self.tensors["displacement"] = self._new()
         if group.following:
             self.tensors["error"] = self._new()
-        self.moved = self.fresh = np.zeros(len(group.nodes), bool)
-        """Of what is compiled now: rows that have moved before, and rows whose displacement holds nothing yet."""
+        self.moved = np.zeros(len(group.nodes), bool)
+        """Of what is compiled now: rows that have moved before."""
+        self.fresh = {name: np.zeros(len(group.nodes), bool) for name in ("displacement", "delta")}
+        """Of what is compiled now: rows of a tensor that hold nothing yet, so that what comes first is written there."""
         self.copies: list[tuple[Tensor, Tensor]] = []
         """What is kept of the start, and what it is copied from."""
         if node.predicted and self.tensors["forward_prediction"] is not self.tensors["prediction"]:
@@ -91,6 +93,11 @@ class NodeMemory:
         self._parts: dict[Hashable, Part] = {}
         self.outlets: dict[int, Cell] = {}
         """Errors pulled back to each edge's contribution, by edge position, where the node goes through autograd."""
+
+    @property
+    def free(self) -> bool:
+        """Whether the nodes move."""
+        return not (self.group.given or self.group.deterministic)
 
     @property
     def reads_prediction_at_start(self) -> bool:
@@ -181,7 +188,7 @@ class NodeMemory:
                 value[row].copy_(batch.origin(node))
             if self.partial:
                 self.clamp()
-        if not plan.task.relaxation.plain and not (self.group.given or self.group.deterministic):
+        if self.free and not plan.task.relaxation.plain:
             self.tensor("velocity").zero_()  # another program of the same arena may have left its own in it
 
     def show(self) -> None:

@@ -84,11 +84,16 @@ class Program:
 
     def _may_move_directly(self) -> bool:
         """Whether messages may be added to values at once, while other messages still wait to be computed."""
-        relaxation = self._task.relaxation
-        plain = relaxation.plain and relaxation.tolerance is None and not self._learns_on_the_way
+        relaxation, memory = self._task.relaxation, self._memory
+        plain = relaxation.plain and relaxation.tolerance is None and not self._task.learns_each_step
         gaussian = bool(self._wiring.gaussian[self._wiring.free].all())
-        read_late = any(edge.chain and edge.chain[0].kernel.reads == "input" for edge in self._memory.edges)
-        given = any(node.partial and node.group.following for node in self._memory.nodes)
+        # What is kept apart from the value may move while the value is still to be read.
+        values = [node for node in memory.nodes if node.free and node.moving == "value"]
+        read_late = any(e.source in values and e.chain and e.chain[0].kernel.reads == "input" for e in memory.edges)
+        if self._learns_on_the_way:
+            weighs = any(node.log_precision is not None for node in self._wiring.nodes)
+            read_late = read_late or bool(values) or weighs
+        given = any(node.partial and node.group.following for node in memory.nodes)
         return plain and gaussian and not (read_late or given)
 
     @property
@@ -200,7 +205,7 @@ class Program:
         wiring, teaching = self._wiring, phase.learn & self._wiring.energetic
         sent = phase.schedule * wiring.own_precision
         through = wiring.any_of(wiring.between & (phase.learn & wiring.deterministic)[wiring.source], wiring.target)
-        alike = np.unique(sent[through & (phase.active | phase.relay)])
+        alike = np.unique(sent[through & phase.active])
         strays = through & (phase.active | phase.relay) & ~phase.learn
         if not self._task.rule.usual or strays.any() or len(alike) > 1 or not (np.abs(sent[teaching]) > 0).all():
             return None
@@ -343,7 +348,7 @@ class Program:
 
     @cached_property
     def _before(self) -> list[tuple[NodeMemory, Tensor]]:
-        moving = (node for node in self._memory.nodes if not (node.group.given or node.group.deterministic))
+        moving = (node for node in self._memory.nodes if node.free)
         return [(node, torch.empty_like(node.tensor(node.moving))) for node in moving]
 
     def found(self) -> Gradients:
@@ -386,7 +391,7 @@ class Program:
     def _moving(self, steps: int) -> list[Tensor]:
         """What values of free nodes are made of after so many steps."""
         if steps not in self._checked:
-            moving = (n for n in self._memory.nodes if not (n.group.given or n.group.deterministic))
+            moving = (n for n in self._memory.nodes if n.free)
             checked = [n.tensor("forward_prediction" if n.group.received else "value") for n in moving]
             self._checked[steps] = checked
             for node, rows in self._memory.node_rows(self.plan.moved(steps) & self.plan.received):

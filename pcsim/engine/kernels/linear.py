@@ -13,51 +13,67 @@ from pcsim.engine.kernels.kernel import Call, Kernel, owns, register
 
 
 class Linear(Kernel[nn.Linear]):
-    """``nn.Linear`` on (batch, features); a stack is one batched matrix product."""
+    """``nn.Linear`` on (batch, features) or (batch, positions, features); a stack is one batched matrix product."""
 
     stacks, reads, products, fills_out, adds = True, "nothing", True, True, True
 
     def accepts(self, module: nn.Linear, shape: tuple[int, ...]) -> bool:
-        """Whether values have one axis of features."""
-        return len(shape) == 1 and owns(module, "weight", "bias")
+        """Whether values have an axis of features, and at most one of positions before it."""
+        return len(shape) in (1, 2) and owns(module, "weight", "bias")
 
     def signature(self, module: nn.Linear) -> Hashable:
         """Its sizes; a graph may have tens of thousands, and printing each would take seconds."""
         return tuple(module.weight.shape), module.bias is not None
 
     def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
-        """Value · Wᵀ + b, (k?, batch, out features)."""
+        """Value · Wᵀ + b, (k?, batch, positions?, out features)."""
         weight, bias = call.weights["weight"].mT, call.weights.get("bias")
+        rows, goal = _rows(value, weight), None if out is None else _rows(out, weight)
         if bias is None:
-            return torch.matmul(value, weight, out=out)
-        if value.dim() == 2:
-            return torch.addmm(bias, value, weight, out=out)
-        return torch.baddbmm(bias.unsqueeze(1), value, weight, out=out)
+            made = torch.matmul(rows, weight, out=goal)
+        elif weight.dim() == 2:
+            made = torch.addmm(bias, rows, weight, out=goal)
+        else:
+            made = torch.baddbmm(bias.unsqueeze(1), rows, weight, out=goal)
+        return made.view(*value.shape[:-1], -1) if out is None else out
 
     def predicting(self, call: Call, value: Tensor, out: Tensor) -> Callable[[], object]:
         """Writes value · Wᵀ + b."""
-        if value.dim() == 2:
-            return partial(functional.linear, value, call.weights["weight"], call.weights.get("bias"), out=out)  # type: ignore[call-arg]
+        weight = call.weights["weight"]
+        if weight.dim() == 2:
+            rows, goal = _rows(value, weight), _rows(out, weight)
+            return partial(functional.linear, rows, weight, call.weights.get("bias"), out=goal)  # type: ignore[call-arg]
         return super().predicting(call, value, out)
 
     def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
-        """Delta · W, (k?, batch, in features)."""
-        return torch.matmul(delta, call.weights["weight"], out=out)
+        """Delta · W, (k?, batch, positions?, in features)."""
+        weight = call.weights["weight"]
+        made = torch.matmul(_rows(delta, weight), weight, out=None if out is None else _rows(out, weight))
+        return made.view(*delta.shape[:-1], -1) if out is None else out
 
     def adding(
         self, call: Call, delta: Tensor, goal: Tensor, factor: float, *, over: bool = False
     ) -> Callable[[], object]:
         """Adds factor · delta · W."""
-        add, kept = goal.addmm_ if goal.dim() == 2 else goal.baddbmm_, 0 if over else 1
-        return partial(add, delta, call.weights["weight"], beta=kept, alpha=factor)
+        weight, kept = call.weights["weight"], 0 if over else 1
+        rows = _rows(goal, weight)
+        add = rows.addmm_ if weight.dim() == 2 else rows.baddbmm_
+        return partial(add, _rows(delta, weight), weight, beta=kept, alpha=factor)
 
     def gradients(self, call: Call, delta: Tensor, value: Tensor, factor: float, out: Mapping[str, Tensor]) -> None:
         """Write factor · deltaᵀ value for the weights and factor · Σ delta for the bias."""
+        stacked = out["weight"].dim() == 3 if "weight" in out else out["bias"].dim() == 2
+        delta, value = (tensor.flatten(1 if stacked else 0, -2) for tensor in (delta, value))
         if "weight" in out:
-            product, weight = torch.addmm if value.dim() == 2 else torch.baddbmm, out["weight"]
+            product, weight = torch.baddbmm if stacked else torch.addmm, out["weight"]
             product(weight, delta.mT, value, beta=0, alpha=factor, out=weight)
         if "bias" in out:
             torch.sum(delta, -2, out=out["bias"]).mul_(factor)
+
+
+def _rows(tensor: Tensor, weight: Tensor) -> Tensor:
+    """A view with batch and positions in one axis, (k?, rows, features)."""
+    return tensor.view(-1, tensor.shape[-1]) if weight.dim() == 2 else tensor.view(len(tensor), -1, tensor.shape[-1])
 
 
 register(nn.Linear, Linear())

@@ -139,7 +139,7 @@ def diagram(network: Network, *, clamped: Collection[Node | str] = (), fold: boo
 
 
 def _kind(node: Node, given: bool) -> str:
-    if given:
+    if given or node.integers is not None:  # which always are
         return "clamped"
     return "auxiliary" if is_auxiliary(node) else "deterministic" if node.deterministic else "latent"
 
