@@ -301,8 +301,8 @@ class _Integers:
         low, high = (int(end) for end in self.value.aminmax())
         if low < 0 or high >= self.count:
             raise ClampError(
-                f"clamp {self.name!r}: integers from {low} to {high} given, expected 0 to {self.count - 1}; number them "
-                "from 0, or give its edges a larger num_embeddings"
+                f"clamp {self.name!r}: integers from {low} to {high} given, expected 0 to {self.count - 1}; number "
+                "them from 0, or give its edges a larger num_embeddings"
             )
 
 

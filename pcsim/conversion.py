@@ -8,7 +8,6 @@ from typing import cast
 
 import attrs
 import networkx as nx
-import torch
 from torch import Tensor, nn
 from torch.nn.modules import (
     activation,

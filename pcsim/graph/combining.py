@@ -73,8 +73,9 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """What each position attends to, (batch, positions, features), from queries, keys and values of that shape."""
-        parts = (given.unflatten(-1, (self.heads, -1)).transpose(1, 2) for given in (query, key, value))
-        attended = functional.scaled_dot_product_attention(*parts, is_causal=self.causal)
+        split = *query.shape[:2], self.heads, query.shape[2] // self.heads
+        queries, keys, values = (given.reshape(split).transpose(1, 2) for given in (query, key, value))
+        attended = functional.scaled_dot_product_attention(queries, keys, values, is_causal=self.causal)
         return attended.transpose(1, 2).flatten(2)
 
     def extra_repr(self) -> str:

@@ -29,6 +29,8 @@ DRAWING = (
     nn.TransformerDecoderLayer,
 )
 """Modules of torch.nn that draw random numbers, at some setting or other."""
+OWN_MODULES = ("torch.nn.modules.", "pcsim.graph.combining", "pcsim.topologies.")
+"""Where the modules of torch.nn and pcsim are defined."""
 PROBE_BATCH = 2
 
 
@@ -44,8 +46,8 @@ def tensor_options(*modules: nn.Module, otherwise: Tensor | None = None) -> tupl
 
 
 def integers_taken(module: nn.Module) -> int | None:
-    """How many integers, from 0 on, a module tells apart: its ``num_embeddings``, as of ``nn.Embedding``, or that of the
-    first module of a Sequential. None of a module that takes numbers.
+    """How many integers, from 0 on, a module tells apart: its ``num_embeddings``, as of ``nn.Embedding``, or that of
+    the first module of a Sequential. None of a module that takes numbers.
     """
     if isinstance(module, nn.Sequential) and len(module):
         return integers_taken(module[0])
@@ -101,9 +103,9 @@ def start_lazily(module: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 
 def plain(module: nn.Module) -> bool:
-    """Whether a module is made of torch.nn's and pcsim's own alone, so that it is known what it does besides computing."""
+    """Whether a module is made of torch.nn's and pcsim's alone, so that it is known what it does besides computing."""
     return all(
-        type(part).__module__.startswith(("torch.nn.modules.", "pcsim.graph.combining", "pcsim.topologies."))
+        type(part).__module__.startswith(OWN_MODULES)
         and not (part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
         and "forward" not in vars(part)
         for part in module.modules()

@@ -110,7 +110,9 @@ def _known_name(kind: type) -> str | None:
 
 
 _ENERGIES = (Gaussian, CrossEntropy, Laplace, Huber, StudentT, Bernoulli, CorrelatedGaussian)
-_OWN: dict[str, type] = {kind.__name__: kind for kind in (Sum, Product, Concatenate, Attention, Patches, Positions, *_ENERGIES)}
+_OWN: dict[str, type] = {
+    kind.__name__: kind for kind in (Sum, Product, Concatenate, Attention, Patches, Positions, *_ENERGIES)
+}
 
 
 def recipe_of(kind: type, place: str) -> Recipe:

@@ -74,7 +74,7 @@ def transformer(
     norm_first: bool = True,
     energy: Energy | None = None,
 ) -> Network:
-    """A transformer: of tokens, each position predicting what follows it; or of an image's patches, predicting its class.
+    """A transformer: of tokens, of which each predicts the one that follows; or of an image's patches.
 
     With ``vocabulary`` and ``length`` it is a decoder: "input" holds integers, (length,), which are clamped; attention
     is causal; and "output" holds logits at every position, (length, vocabulary), to be clamped to the tokens that
@@ -193,8 +193,8 @@ def _check_kind(
     if [None not in encoder, any(part is not None for part in decoder)] == [True, False]:
         return
     raise GraphError(
-        f"transformer: vocabulary={vocabulary}, length={length}, image={image}, patch={patch}, classes={classes} given, "
-        "expected vocabulary and length alone, of a decoder, or image, patch and classes alone, of an encoder"
+        f"transformer: vocabulary={vocabulary}, length={length}, image={image}, patch={patch}, classes={classes} "
+        "given, expected vocabulary and length alone, of a decoder, or image, patch and classes alone, of an encoder"
     )
 
 

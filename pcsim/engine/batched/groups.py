@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
-import torch
 from torch import nn
 
 from pcsim.engine.kernels.elementwise import Gain

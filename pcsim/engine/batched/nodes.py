@@ -63,7 +63,7 @@ class NodeMemory:
         self.moved = np.zeros(len(group.nodes), bool)
         """Of what is compiled now: rows that have moved before."""
         self.fresh = {name: np.zeros(len(group.nodes), bool) for name in ("displacement", "delta")}
-        """Of what is compiled now: rows of a tensor that hold nothing yet, so that what comes first is written there."""
+        """Of what is compiled now: rows of a tensor that hold nothing yet, so that what comes first is written."""
         self.copies: list[tuple[Tensor, Tensor]] = []
         """What is kept of the start, and what it is copied from."""
         if node.predicted and self.tensors["forward_prediction"] is not self.tensors["prediction"]:

@@ -45,8 +45,8 @@ class Traced:
         return self._output
 
     def vjp(self, delta: Tensor, *, learn: bool) -> list[Tensor]:
-        """(∂output/∂input)ᵀ delta for each input, zero where the output does not depend on it, as on integers; as a side
-        effect, the parameters' gradients where ``learn`` is set.
+        """(∂output/∂input)ᵀ delta for each input, zero where the output does not depend on it, as on integers; as a
+        side effect, the parameters' gradients where ``learn`` is set.
         """
         output = self._traced() if self._output is None else self._output
         self._output = None
