@@ -48,20 +48,26 @@ class Metric(ABC):
 
 @attrs.frozen
 class Accuracy(Metric):
-    """The share of samples, 0 to 1, whose largest output is at the largest target (along axis 1).
+    """The share of samples, 0 to 1, or of their positions, whose largest output is at the largest target.
 
     In training it is that of the forward pass before the weights learned from the batch, and costs nothing.
+
+    Args:
+        axis: of the classes in the target's shape, the batch axis left out, at least 0.
     """
+
+    axis: int = 0
 
     def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
         """{"accuracy": 0-d}; SettingError where the batch has no target, or one that tells no classes apart."""
         output, target = _compared("Accuracy", outcome)
-        if output.shape[1:2] <= (1,):
+        axis = self.axis + 1
+        if output.shape[axis : axis + 1] <= (1,):
             raise SettingError(
                 f"Accuracy: outputs of shape {tuple(output.shape)} given, expected two units or more along "
-                "axis 1, of which one is largest; measure something else"
+                f"axis {axis}, of which one is largest; measure something else"
             )
-        return {"accuracy": (output.argmax(1) == target.argmax(1)).float().mean()}
+        return {"accuracy": (output.argmax(axis) == target.argmax(axis)).float().mean()}
 
 
 @attrs.frozen

@@ -16,11 +16,12 @@ def target_values(target: Tensor, node: Node) -> Tensor:
     """Values of a target node, (batch, *shape), of any dtype.
 
     Targets of that shape are values, integers and booleans too. Integers of shape (batch,) are numbers of classes where
-    the node can tell classes apart: it has one axis, of two units or more. They become one-hot. Anything else is
-    refused, since a guess would train on the wrong numbers.
+    the node can tell classes apart: it has one axis, of two units or more. So are those of the node's shape without the
+    axis of its cross-entropy. They become one-hot along it. Anything else is refused, since a guess would train on the
+    wrong numbers.
 
     Args:
-        target: (batch, *shape), or class numbers from 0, (batch,).
+        target: (batch, *shape), or class numbers from 0, (batch, *shape without the axis of classes).
         node: which it is given to.
 
     Raises:
@@ -29,10 +30,14 @@ def target_values(target: Tensor, node: Node) -> Tensor:
     """
     if target.dim() == 0 or not len(target) or tuple(target.shape[1:]) == node.shape:
         return target  # what is no batch at all is refused with the other clamps
-    classes = node.shape[0] if len(node.shape) == 1 and node.shape[0] > 1 else 0
-    if not classes or target.dim() != 1 or not _whole(target):
-        expected = f"(batch, {', '.join(map(str, node.shape))})" if node.shape else "(batch,)"
-        or_classes = f", or class numbers from 0 to {classes - 1} of shape (batch,)," if classes else ""
+    axis = class_axis(node)
+    told_apart = len(node.shape) == 1 or isinstance(node.energy_function, CrossEntropy)
+    classes = node.shape[axis] if node.shape and told_apart and node.shape[axis] > 1 else 0
+    without = node.shape[:axis] + node.shape[axis + 1 :]
+    if not classes or tuple(target.shape[1:]) != without or not _whole(target):
+        shapes = node.shape, without
+        expected, of_classes = (f"(batch, {', '.join(map(str, s))})" if s else "(batch,)" for s in shapes)
+        or_classes = f", or class numbers from 0 to {classes - 1} of shape {of_classes}," if classes else ""
         raise ClampError(
             f"targets of shape {tuple(target.shape)} and {target.dtype} given, expected {expected}{or_classes} for "
             f"node {node.name!r}; {_mend(target, node.shape)}"
@@ -43,24 +48,32 @@ def target_values(target: Tensor, node: Node) -> Tensor:
             f"targets from {low} to {high} given, expected class numbers from 0 to {classes - 1} for node "
             f"{node.name!r}; number the classes from 0, or give the node a unit for each"
         )
-    return one_hot(target.long(), classes)
+    return one_hot(target.long(), classes).movedim(-1, axis + 1)
+
+
+def class_axis(node: Node) -> int:
+    """The axis of a node's shape, at least 0, along which its units stand for classes: that of its cross-entropy, else
+    the first.
+    """
+    energy = node.energy_function
+    return energy.axis % max(len(node.shape), 1) if isinstance(energy, CrossEntropy) else 0
 
 
 def tells_classes(target: Tensor, node: Node) -> bool:
     """Whether a batch's targets say which of several classes each sample is of, so that there is an accuracy.
 
-    They do where they are one-hot along the first axis of two units or more, or are measured by a cross-entropy along
-    it. Any other values, such as those of a regression, say nothing of the kind.
+    They do where they are one-hot along the first axis of two units or more, or are measured by a cross-entropy. Any
+    other values, such as those of a regression, say nothing of the kind.
 
     Args:
         target: values of the node, (batch, *shape).
         node: which they are given to.
     """
-    if node.shape[:1] <= (1,):
+    axis = class_axis(node)
+    if node.shape[axis : axis + 1] <= (1,):
         return False
-    energy = node.energy_function
-    if isinstance(energy, CrossEntropy):
-        return energy.axis in (0, -len(node.shape))
+    if isinstance(node.energy_function, CrossEntropy):
+        return True
     return bool(((target == 0) | (target == 1)).all()) and bool((target.sum(1) == 1).all())
 
 

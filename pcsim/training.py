@@ -33,7 +33,7 @@ from pcsim.graph.probing import in_mode
 from pcsim.metrics import Accuracy, Metric, Outcome, RelaxedEnergy, RunningMeans, measure_all
 from pcsim.random_state import random_state_kept
 from pcsim.simulator import Simulator
-from pcsim.targets import target_values, tells_classes
+from pcsim.targets import class_axis, target_values, tells_classes
 from pcsim.trace import Trace
 
 if TYPE_CHECKING:
@@ -52,12 +52,13 @@ class Trainer:
 
     Batches are (input, target) pairs of tensors; with ``target=None``, tensors of inputs, or sequences that begin with
     one, whose rest is left alone: nothing supervises, and the node ``inputs``, which then has to be predicted by
-    others, is learned. Targets have their node's shape, (batch, *shape), or are numbers of
-    classes: integers of shape (batch,) for a node of one axis and two units or more become one-hot. Modules train in
-    the mode (training or evaluation) that they are in. With a seed, two runs from equal weights are equal bit for bit,
-    as far as the device's kernels are, and so is one that goes on from a checkpoint: at the start of every epoch,
-    torch's generator and those of the loaders are seeded by the seed and the number of the epoch. What they held is not
-    put back, nor are latents: with ``Relaxation(start="previous")`` a run that goes on starts afresh.
+    others, is learned. Targets have their node's shape, (batch, *shape), or are numbers of classes: integers of shape
+    (batch,) for a node of one axis and two units or more become one-hot, and so do those of the node's shape without
+    the axis of its cross-entropy. Modules train in the mode (training or evaluation) that they are in. With a seed, two
+    runs from equal weights are equal bit for bit, as far as the device's kernels are, and so is one that goes on from a
+    checkpoint: at the start of every epoch, torch's generator and those of the loaders are seeded by the seed and the
+    number of the epoch. What they held is not put back, nor are latents: with ``Relaxation(start="previous")`` a run
+    that goes on starts afresh.
 
     Where torch.distributed is initialised, all processes train together, as one would with the whole batches: each
     calls the same methods and takes its share of every batch, gradients are averaged over the samples at every step of
@@ -503,7 +504,7 @@ class Trainer:
         node = self.simulator.network[self.target]
         if target.dim() and tuple(target.shape[1:]) == node.shape:  # anything else is refused where it is clamped
             self._chooses_metrics = False
-            self.metrics += (Accuracy(),) if tells_classes(target, node) else ()
+            self.metrics += (Accuracy(class_axis(node)),) if tells_classes(target, node) else ()
 
     def _expectations(self) -> Iterator[tuple[str, bool, str]]:
         """What each argument must fulfil, lazily: a later one may rest on an earlier one."""

@@ -8,6 +8,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, cg, eigsh
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pcsim.engine.problem import State
 from pcsim.errors import ConvergenceError
@@ -81,7 +82,9 @@ class Landscape:
 
     def hessian(self, units: Vector) -> LinearOperator:
         """∂²F/∂v² as an operator on vectors."""
-        with torch.enable_grad(), frozen_statistics(self._task.fingerprint.normalising):
+        # Attention has a second derivative in its plain form alone.
+        plainly, frozen = sdpa_kernel(SDPBackend.MATH), frozen_statistics(self._task.fingerprint.normalising)
+        with torch.enable_grad(), plainly, frozen:
             leaf = self._leaf(units)
             slope = torch.autograd.grad(self.energy(leaf), leaf, create_graph=True)[0]
 

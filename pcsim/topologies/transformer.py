@@ -83,13 +83,14 @@ def transformer(
 
     "stem" embeds tokens or patches, with a learned vector for each position. Block k reads z, the sum of the block
     before it or the stem: latents "query{k}", "key{k}" and "value{k}" are linear in "norm{k}a", the deterministic
-    LayerNorm of z; "attention{k}" combines the three (:class:`pcsim.Attention`); and the deterministic "sum{k}a" is a
-    linear map of it + z, by the identity edge "skip{k}a". In the same way "norm{k}b", the latent "mlp{k}", activated,
-    and "sum{k}b", with "skip{k}b". "norm" comes before the output. The skips are two latent hops and one shorter than
-    the paths beside them; ``balance_paths(transformer(...), rate)`` puts three auxiliary neurons into each block.
+    LayerNorm of z; "attention{k}" combines the three (:class:`pcsim.Attention`), with a linear transfer; and the
+    deterministic "sum{k}a" = attention{k} + z, by the identity edge "skip{k}a". In the same way "norm{k}b", the latent
+    "mlp{k}", with two linear layers and the activation on its edge, and "sum{k}b", with "skip{k}b". "norm" comes before
+    the output. The skips are two latent hops and one shorter than the paths beside them;
+    ``balance_paths(transformer(...), rate)`` puts three auxiliary neurons into each block.
 
-    Weights of linear layers start N(0, 1/fan_in), of those that lead into a sum N(0, 1/(2 · blocks · fan_in)), and
-    biases 0; embeddings N(0, 1).
+    Weights of linear layers start N(0, 1/fan_in), of the last before a sum N(0, 1/(2 · blocks · fan_in)), and biases 0;
+    embeddings N(0, 1).
 
     Args:
         vocabulary: number of tokens, of a decoder.
@@ -100,8 +101,8 @@ def transformer(
         width: features of each position.
         heads: of attention; the width is a multiple of it.
         blocks: number of blocks, at least 1.
-        hidden: units of "mlp{k}" at each position; four times the width by default.
-        activation: makes the nonlinearity of "mlp{k}".
+        hidden: units between the two linear layers of "mlp{k}", at each position; four times the width by default.
+        activation: makes the nonlinearity between them.
         norm_first: normalise before attention and before the mlp, as above; False normalises each sum instead, as the
             transfer of its node (both as in ``nn.TransformerEncoderLayer``), and has no "norm" nodes.
         energy: of the output node; cross-entropy along the last axis by default.
@@ -154,26 +155,28 @@ def _add_block(
     norm_first: bool,
     blocks: int,
 ) -> Node:
-    length, width = z.shape
+    width = z.shape[-1]
 
-    def add_sum(half: str, source: Node, z: Node) -> Node:
+    def last_layer(features: int) -> nn.Linear:
+        return linear_layer(features, width, True, 1 / math.sqrt(2 * blocks * features))
+
+    def add_sum(half: str, branch: Node, z: Node) -> Node:
         norm = None if norm_first else nn.LayerNorm(width)
         total = net.add_node(f"sum{k}{half}", z.shape, transfer=norm, deterministic=True)
-        (features,) = source.shape[1:]
-        net.add_edge(source, total, linear_layer(features, width, True, 1 / math.sqrt(2 * blocks * features)))
+        net.add_edge(branch, total)
         net.add_edge(z, total, name=f"skip{k}{half}")
         return total
 
     read = _normalised(net, z, f"norm{k}a") if norm_first else z
     parts = [net.add_node(f"{name}{k}", z.shape) for name in ("query", "key", "value")]
-    attended = net.add_node(f"attention{k}", z.shape, combine=attention)
+    attended = net.add_node(f"attention{k}", z.shape, combine=attention, transfer=last_layer(width))
     for part in parts:
         net.add_edge(read, part, linear_layer(width, width, True))
         net.add_edge(part, attended)
     z = add_sum("a", attended, z)
     read = _normalised(net, z, f"norm{k}b") if norm_first else z
-    mlp = net.add_node(f"mlp{k}", (length, hidden), transfer=activation())
-    net.add_edge(read, mlp, linear_layer(width, hidden, True))
+    mlp = net.add_node(f"mlp{k}", z.shape)
+    net.add_edge(read, mlp, nn.Sequential(linear_layer(width, hidden, True), activation(), last_layer(hidden)))
     return add_sum("b", mlp, z)
 
 

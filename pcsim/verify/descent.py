@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import attrs
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pcsim.clamps import Clamps
 from pcsim.dynamics.inference import Relaxation
@@ -147,7 +148,8 @@ def _largest_curvature(energy: Callable[[Tensor], Tensor], start: Tensor, end: T
     directions = torch.eye(len(start), dtype=start.dtype)
     for share in torch.linspace(0, 1, points).tolist():
         point = torch.lerp(start, end, share).requires_grad_()
-        slope = torch.autograd.grad(energy(point), point, create_graph=True)[0]
+        with sdpa_kernel(SDPBackend.MATH):  # attention has a second derivative in its plain form alone
+            slope = torch.autograd.grad(energy(point), point, create_graph=True)[0]
         if slope.requires_grad:
             hessian = torch.autograd.grad(slope, point, directions, is_grads_batched=True)[0]
             found = max(found, float(torch.linalg.eigvalsh(hessian)[-1]))
