@@ -319,8 +319,8 @@ def _all_integers(
         if name not in named or isinstance(named[name], tuple):
             given = "a mask is given" if name in named else "nothing is given"
             raise ClampError(
-                f"clamp {name!r}: {given}, but the node holds integers from 0 to {count - 1}, which nothing infers; clamp "
-                "all of it"
+                f"clamp {name!r}: {given}, but the node holds integers from 0 to {count - 1}, which nothing infers; "
+                "clamp all of it"
             )
         frames, every = streams.get(name, ([named[name]], None))
         values = [_integers(name, frame, network.nodes[name].shape, device) for frame in frames]

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcsim.engine.batched.groups import EdgeGroup, Link, shape_after, shared_places
+from pcsim.engine.batched.groups import EdgeGroup
 from pcsim.engine.batched.nodes import NodeMemory
 from pcsim.engine.batched.places import Arena, Cell, Part, run_of
 from pcsim.engine.batched.weights import Weights
 from pcsim.engine.kernels.autograd import Traced
+from pcsim.engine.kernels.chain import Link, shape_after, shared_places
 from pcsim.engine.planning.wiring import Positions
 
 Activity: TypeAlias = Literal["start", "present", "forward"]

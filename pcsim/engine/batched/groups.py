@@ -7,87 +7,15 @@ first become active, so that those active at a step are a slice.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
-from torch import nn
 
-from pcsim.engine.kernels.elementwise import Gain
-from pcsim.engine.kernels.kernel import Kernel, changed, kernel_for
+from pcsim.engine.kernels.chain import Link, edge_chain, inlet_shape, signature, transfer_chain
 from pcsim.engine.planning.plan import Plan
 from pcsim.engine.planning.wiring import Mask, Positions
-from pcsim.graph.combining import Sum
 from pcsim.graph.edge import Edge
 from pcsim.graph.node import Node
-from pcsim.graph.probing import probe, tensor_options, zeros_for
-
-
-class Link(NamedTuple):
-    """One module of a chain, with its kernel."""
-
-    kernel: Kernel[Any]
-    module: nn.Module
-
-    @property
-    def in_place(self) -> bool:
-        """Whether an error can be pulled back over itself: unit by unit, and no weights learn from the error."""
-        return self.kernel.elementwise and next(self.module.parameters(), None) is None
-
-
-def chain_of(module: nn.Module, shape: tuple[int, ...]) -> list[Link] | None:
-    """A module as a chain of kernels; None if one of its parts has none.
-
-    Args:
-        module: an edge's, or a transfer.
-        shape: of a value, the batch axis left out.
-    """
-    if type(module) is not nn.Sequential or changed(module):
-        kernel = kernel_for(module, shape)
-        if kernel is None:
-            return None
-        return [] if kernel.identity else [Link(kernel, module)]
-    chain: list[Link] = []
-    for place, child in enumerate(module):
-        links = chain_of(child, shape)
-        if links is None:
-            return None
-        chain += links
-        if place < len(module) - 1 and links:
-            shape = shape_after(child, shape, module)
-    return chain
-
-
-def shape_after(child: nn.Module, shape: tuple[int, ...], whole: nn.Module) -> tuple[int, ...]:
-    """The shape of what a part of a module makes of a value, batch axes left out."""
-    dtype, device = tensor_options(child, whole)
-    return tuple(probe(child, [zeros_for(child, shape, dtype, device)]).shape[1:])
-
-
-def shared_places(chain: Sequence[Link], first: int) -> list[int]:
-    """For each of a chain's places, the later place whose tensor it shares because a kernel works in place.
-
-    Args:
-        chain: place i is the input of link i, the last place the output.
-        first: the first place that may be overwritten.
-    """
-    shares = list(range(len(chain) + 1))
-    for place in reversed(range(first, len(chain))):
-        needed_before = place > 0 and chain[place - 1].kernel.reads == "output"
-        if chain[place].in_place and chain[place].kernel.reads != "input" and not needed_before:
-            shares[place] = shares[place + 1]
-    return shares
-
-
-def _signature(chain: Sequence[Link]) -> Hashable:
-    return tuple(
-        (
-            type(link.kernel),
-            link.kernel.signature(link.module),
-            tuple(p.requires_grad for p in link.module.parameters()),
-        )
-        for link in chain
-    )
 
 
 @attrs.define(eq=False)
@@ -201,9 +129,8 @@ def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
     groups: dict[Hashable, list[int]] = {}
     chains: dict[int, list[Link] | None] = {}
     for position, node in enumerate(wiring.nodes):
-        shape = next((edge.contribution_shape for edge in node.incoming), node.shape)
-        by_hand = type(node.combine) is Sum and not changed(node.combine) and node.prior is None
-        chain = chains[position] = chain_of(node.transfer, shape) if by_hand else None
+        shape, chain = inlet_shape(node), transfer_chain(node)
+        chains[position] = chain
         together = stacking and chain is not None and all(link.kernel.stacks and link.in_place for link in chain)
         kind = (
             None if together else node.name,
@@ -218,7 +145,7 @@ def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
             node.name in clamping.placed,
             node.shape,
             shape,
-            None if chain is None else _signature(chain),
+            None if chain is None else signature(chain),
             None if wiring.gaussian[position] else id(node.energy_function),
         )
         groups.setdefault(kind, []).append(position)
@@ -247,10 +174,7 @@ def _group_edges(plan: Plan, nodes: Sequence[NodeGroup], stacking: bool) -> list
     chains: dict[int, list[Link] | None] = {}
     for position, edge in enumerate(wiring.edges):
         shape = wiring.nodes[wiring.source[position]].shape
-        chain = chain_of(edge.module, shape)
-        if chain is not None and edge.gain != 1.0:
-            chain = [*chain, Link(Gain(edge.gain), nn.Identity())]
-        chains[position] = chain
+        chain = chains[position] = edge_chain(edge)
         # Any other node keeps the errors that it has pulled back in places of their own, one for each edge.
         alone = chain is None or not nodes[group_at[wiring.target[position]]].by_units
         # A product over many positions is large enough by itself, and to gather what it takes would cost more.
@@ -260,7 +184,7 @@ def _group_edges(plan: Plan, nodes: Sequence[NodeGroup], stacking: bool) -> list
             None if together else edge.name,
             group_at[wiring.source[position]],
             group_at[wiring.target[position]],
-            None if chain is None else _signature(chain),
+            None if chain is None else signature(chain),
             bool(crowded[wiring.target[position]]),
         )
         groups.setdefault(kind, []).append(position)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcsim.engine.batched.groups import Link, NodeGroup, shared_places
+from pcsim.engine.batched.groups import NodeGroup
 from pcsim.engine.batched.places import Arena, Cell, Part, run_of
 from pcsim.engine.batched.weights import weights_of
 from pcsim.engine.kernels.autograd import Traced
+from pcsim.engine.kernels.chain import Link, shared_places
 from pcsim.engine.kernels.kernel import Call
 from pcsim.engine.planning.plan import Plan
 from pcsim.engine.planning.wiring import Positions

@@ -9,8 +9,9 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
-from pcsim.engine.batched.groups import EdgeGroup, Link
+from pcsim.engine.batched.groups import EdgeGroup
 from pcsim.engine.batched.places import Arena, Operation, named, run_of
+from pcsim.engine.kernels.chain import Link
 from pcsim.engine.kernels.kernel import Call
 from pcsim.engine.planning.wiring import Positions
 
