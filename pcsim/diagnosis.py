@@ -22,6 +22,8 @@ from pcsim.graph.edge import Edge
 from pcsim.graph.energies import OfDifference
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
+from pcsim.profiling import Profile as Profile
+from pcsim.profiling import profile as profile
 from pcsim.random_state import random_state_kept
 from pcsim.simulator import Simulator
 from pcsim.trace import Trace

@@ -31,15 +31,15 @@ class _Turns:
 
     def __init__(self, plan: Plan, make: Callable[[], Program]) -> None:
         self.plan, self._make = plan, make
-        self._programs = [make()]
+        self.programs = [make()]
 
     def next(self, shown: State | None) -> Program:
         """A program that does not hold the shown state; the second is made when it is needed."""
-        for program in self._programs:
+        for program in self.programs:
             if shown is None or not program.holds(shown):
                 return program
-        self._programs.append(self._make())
-        return self._programs[-1]
+        self.programs.append(self._make())
+        return self.programs[-1]
 
 
 class BatchedEngine(Engine):
@@ -188,10 +188,13 @@ class BatchedEngine(Engine):
 
     def program(self, state: State) -> Program:
         """The operations that computed a state; StateError once it is no longer the latest."""
+        return next(program for program in self.programs(state) if program.holds(state))
+
+    def programs(self, state: State) -> list[Program]:
+        """The programs that take turns on a state's task; StateError once it is no longer the latest."""
         for turns in self._programs.values():
-            for program in turns._programs:
-                if program.holds(state):
-                    return program
+            if any(program.holds(state) for program in turns.programs):
+                return turns.programs
         raise StateError("the program of that state has been let go since; run infer again")
 
     def _program_of(self, state: State) -> Program | None:

@@ -64,7 +64,9 @@ class Program:
         self.steps = [self._compile_step(phase) for phase in plan.phases]
         """What brings predictions up to date, and what follows from them, of each different step."""
         # What a run calls again and again, without looking it up in its operation each time.
-        self.calls = [tuple([operation.call for operation in part] for part in step) for step in self.steps]
+        self.calls = [
+            ([each.call for each in predictions], [each.call for each in update]) for predictions, update in self.steps
+        ]
         relaxation, record = self._task.relaxation, self._task.record
         stops = relaxation.tolerance is not None or relaxation.least_rate is not None
         counts = relaxation.temperature > 0 or relaxation.multipliers > 0

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import nn
 
 from pcsim import tables
+from pcsim.engine.kernels.chain import edge_chain, transfer_chain
+from pcsim.graph.combining import Sum
+from pcsim.graph.node import Node
 
 if TYPE_CHECKING:
     from pcsim.engine.planning.plan import Plan
@@ -18,7 +22,7 @@ def describe(plan: Plan) -> str:
     lines = []
     for label, parts in _phases(plan):
         lines += [f"{label}:", *(f"  {part:<9}{members}" for part, members in parts.items())]
-    return "\n".join([*lines, _left_out(plan)])
+    return "\n".join([*lines, _left_out(plan), *_kernels(plan)])
 
 
 def html(plan: Plan) -> str:
@@ -26,14 +30,14 @@ def html(plan: Plan) -> str:
     phases = _phases(plan)
     headings = list(dict.fromkeys(part for _, parts in phases for part in parts))
     rows = [[label, *(parts.get(part, "") for part in headings)] for label, parts in phases]
-    return tables.html(["", *headings], rows, caption=_left_out(plan))
+    return tables.html(["", *headings], rows, caption="; ".join([_left_out(plan), *_kernels(plan)]))
 
 
 def _phases(plan: Plan) -> list[tuple[str, dict[str, str]]]:
     """Each run of equal steps, and what is learned after them, by what is done: the nodes or edges."""
     wiring = plan.wiring
     names = [node.name for node in wiring.nodes]
-    edges = [edge.name for edge in wiring.edges]
+    edges = [edge.name + "*" * (edge_chain(edge) is None) for edge in wiring.edges]
     phases, first = [], 0
     for last, position in enumerate(plan.sequence):
         if last + 1 < len(plan.sequence) and plan.sequence[last + 1] == position:
@@ -58,6 +62,24 @@ def _phases(plan: Plan) -> list[tuple[str, dict[str, str]]]:
 
 def _left_out(plan: Plan) -> str:
     return f"left out: {plan.left_out():.1%} of the predictions and messages of {len(plan.sequence)} full steps"
+
+
+def _kernels(plan: Plan) -> list[str]:
+    """What goes through autograd, since a module or a way to combine has no kernel; nothing where all have one."""
+    edges = [(edge.name, edge.module) for edge in plan.wiring.edges if edge_chain(edge) is None]
+    nodes = [node for node in plan.wiring.nodes if node.incoming and transfer_chain(node) is None]
+    lines = []
+    for kind, parts in (("edges", edges), ("nodes", [(node.name, _whole(node)) for node in nodes])):
+        if parts:
+            most = [f"{name} ({type(module).__name__})" for name, module in parts[:6]]
+            more = f" and {len(parts) - 6} more" if len(parts) > 6 else ""
+            lines.append(f"* through autograd, without a kernel: {kind} {', '.join(most)}{more}")
+    return lines
+
+
+def _whole(node: Node) -> nn.Module:
+    """What of a node goes through autograd: how it combines, or its transfer."""
+    return node.combine if type(node.combine) is not Sum else node.transfer
 
 
 def shown(mask: Mask, names: list[str], most: int = 6) -> str:
