@@ -199,16 +199,16 @@ def _advice(simulator: Simulator, measurements: Sequence[Measurement], seconds: 
     if short + around > 2 * MUCH * seconds:
         said.append(
             f"{(short + around) / max(seconds, short + around):.0%} of the time is the making of calls ({calls:,} of "
-            "them), not arithmetic: give larger batches, or nodes and edges of the same kind and size, which are computed "
-            "together."
+            "them), not arithmetic: give larger batches, or nodes and edges of the same kind and size, which are "
+            "computed together."
         )
     relaxation, stages = simulator.relaxation, _rows((each.stage, each, 1.0) for each in measurements)
     steps = sum(row.seconds for row in stages if row.what in ("predictions", "messages"))
     if steps > 2 * MUCH * inside and isinstance(relaxation.precision, Constant) and not simulator.rule.backprop:
         said.append(
             f"{steps / inside:.0%} is spent on {relaxation.steps} steps at constant precision: fewer steps "
-            "(tolerance=), or a schedule that is zero until the error arrives, such as Spiking(alpha=0) with ForwardUpdate(), "
-            "of which most is left out."
+            "(tolerance=), or a schedule that is zero until the error arrives, such as Spiking(alpha=0) with "
+            "ForwardUpdate(), of which most is left out."
         )
     longest = _longest(_rows((each.operation, each, 1.0) for each in measurements))
     return said or [
