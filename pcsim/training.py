@@ -490,12 +490,16 @@ class Trainer:
                 f"batch of type {type(batch).__name__} given, expected {expected}; give Trainer a function clamps= "
                 f"that makes clamps from such a batch{alone}"
             )
-        dtype, device = self.simulator.network.tensor_options()
+        network = self.simulator.network
+        dtype, device = network.tensor_options()
         named = {self.inputs: parts[0]}
         if self.target is not None:
-            named[self.target] = target_values(parts[1], self.simulator.network[self.target])
+            named[self.target] = target_values(parts[1], network[self.target])
             self._choose_metrics(named[self.target])  # before it is moved to a device, from where reading it would wait
-        return {name: tensor.to(device, dtype, non_blocking=True) for name, tensor in named.items()}
+        return {
+            name: tensor.to(device, tensor.dtype if network[name].integers else dtype, non_blocking=True)
+            for name, tensor in named.items()
+        }
 
     def _choose_metrics(self, target: Tensor) -> None:
         """Measure the accuracy, too, where nobody has said what to measure and the targets are classes."""

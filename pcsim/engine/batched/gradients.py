@@ -47,6 +47,8 @@ def learn(
     activity: Activity,
     factors: Factors,
     traced: Mask,
+    *,
+    exact: bool,
 ) -> None:
     """Gradients of the weights of the phase's learning nodes and of their incoming edges.
 
@@ -57,7 +59,9 @@ def learn(
         phase: which nodes learn.
         activity: what their edges read.
         factors: by which δ of each node is to be multiplied.
-        traced: edges by autograd whose gradients have been found on the way of their message.
+        traced: edges whose message was sent by the same errors, so that what was found on its way need not be found
+            again: by autograd, the gradients; by hand, the errors between two modules of a chain.
+        exact: no message was rounded.
     """
     factors = -factors / memory.arena.batch
     for edge, rows, factor in _rows_by_factor(memory, phase.learn[memory.wiring.target], factors):
@@ -70,7 +74,8 @@ def learn(
         for position, link in enumerate(edge.chain):
             wanted = [name for name, p in link.module.named_parameters() if p.requires_grad]
             if wanted:
-                _learn_link(memory, operations, found, edge, rows, position, wanted, activity, factor)
+                sent = exact and len(edge.names) == 1 and bool(traced[edge.group.positions[0]])
+                _learn_link(memory, operations, found, edge, rows, position, wanted, activity, factor, sent)
     for node, rows in memory.node_rows(phase.learn):
         _learn_node(memory, operations, found, node, rows, phase, factors)
 
@@ -85,9 +90,13 @@ def _learn_link(
     wanted: Sequence[str],
     activity: Activity,
     factor: float,
+    sent: bool,
 ) -> None:
     names = named(edge.names, rows)
-    delta = delta_after(memory, operations, edge, rows, position, None)
+    if sent and position < len(edge.chain) - 1:
+        delta = edge.message_cell(position + 1, rows)
+    else:
+        delta = delta_after(memory, operations, edge, rows, position, None)
     place = edge.activity(activity, rows) if position == 0 else edge.place(position, rows)
     value = read(place, operations, names)
     kernel, call = edge.chain[position].kernel, edge.weights.gradient_call(position, rows)

@@ -177,8 +177,8 @@ def _group_edges(plan: Plan, nodes: Sequence[NodeGroup], stacking: bool) -> list
         chain = chains[position] = edge_chain(edge)
         # Any other node keeps the errors that it has pulled back in places of their own, one for each edge.
         alone = chain is None or not nodes[group_at[wiring.target[position]]].by_units
-        # A product over many positions is large enough by itself, and to gather what it takes would cost more.
-        alone = alone or (len(shape) > 1 and any(link.kernel.products for link in chain or ()))
+        # A value of several axes is large enough by itself, and to gather several would cost more.
+        alone = alone or len(shape) > 1
         together = stacking and not alone and all(link.kernel.stacks for link in chain or ())
         kind = (
             None if together else edge.name,

@@ -194,7 +194,8 @@ class Program:
         to_free = phase.message & (self._wiring.free & ~self._wiring.following)[self._wiring.source]
         messages.send(memory, operations, to_free, learning, self._message_dtype, direct=self._direct)
         if factors is not None:
-            learn(memory, operations, self._found, phase, memory.activity, factors, phase.message)
+            exact = self._message_dtype is None
+            learn(memory, operations, self._found, phase, memory.activity, factors, phase.message, exact=exact)
         self._move(operations, phase)
         return predictions, operations
 
@@ -206,7 +207,8 @@ class Program:
             return np.ones(len(phase.active))
         wiring, teaching = self._wiring, phase.learn & self._wiring.energetic
         sent = phase.schedule * wiring.own_precision
-        through = wiring.any_of(wiring.between & (phase.learn & wiring.deterministic)[wiring.source], wiring.target)
+        gathering = phase.learn & wiring.deterministic & wiring.learns
+        through = wiring.any_of(wiring.between & gathering[wiring.source], wiring.target)
         alike = np.unique(sent[through & phase.active])
         strays = through & (phase.active | phase.relay) & ~phase.learn
         if not self._task.rule.usual or strays.any() or len(alike) > 1 or not (np.abs(sent[teaching]) > 0).all():
@@ -238,7 +240,7 @@ class Program:
         errors.compare(memory, operations, attrs.evolve(phase, active=anew), learning=True)
         errors.pull(memory, operations, anew, phase.learn)
         messages.relay(memory, operations, phase, phase.learn, None)
-        learn(memory, operations, self._found, phase, activity, factors, traced)
+        learn(memory, operations, self._found, phase, activity, factors, traced, exact=self._message_dtype is None)
 
     def _move(self, operations: list[Operation], phase: Phase) -> None:
         for node, rows in self._memory.node_rows(phase.move):
