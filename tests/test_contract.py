@@ -117,6 +117,21 @@ class TestWhatIsHandedOut:
         sim.update(given, optim.SGD(net.parameters(), 0.1))
         assert all(torch.equal(given[name], before[name]) for name in given)
 
+    @pytest.mark.parametrize("engine", ["batched", "reference"])
+    def test_integers_are_shown_as_they_were_given(self, engine: str) -> None:
+        net = pcsim.Network()
+        net.add_node("input", (3,))
+        net.add_node("output", (2,))
+        net.add_edge("input", "output", nn.EmbeddingBag(5, 2))
+        tokens = torch.tensor([[0, 4, 1], [2, 2, 3]])
+        sim = pcsim.Simulator(net, engine=engine)
+        sim.infer({"input": tokens, "output": torch.zeros(2, 2)})
+        assert torch.equal(net["input"].value, tokens)
+        for wrong in (tokens + 1, tokens.float(), -tokens):
+            with pytest.raises(ClampError, match="clamp 'input'"):
+                sim.infer({"input": wrong, "output": torch.zeros(2, 2)})
+        assert torch.equal(net["input"].value, tokens)
+
 
 class TestGradients:
     @pytest.mark.parametrize("engine", ENGINES)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -116,6 +117,21 @@ def energies() -> pcsim.Network:
     return net
 
 
+def tokens() -> pcsim.Network:
+    """A node of integers."""
+    net = pcsim.Network()
+    net.add_node("input", (6,))
+    net.add_node("hidden", (8,), transfer=nn.Tanh())
+    net.add_node("output", (3,))
+    net.add_edge("input", "hidden", nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(24, 8)))
+    net.add_edge("hidden", "output", nn.Linear(8, 3))
+    return net
+
+
+def attention() -> pcsim.Network:
+    return pcsim.topologies.transformer(image=(1, 4, 4), patch=2, classes=3, width=4, heads=2, blocks=1)
+
+
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
@@ -134,6 +150,8 @@ NETWORKS: dict[str, Callable[[], pcsim.Network]] = {
     "images": images,
     "images, normalised": lambda: images(nn.BatchNorm2d(4)),
     "energies": energies,
+    "tokens": tokens,
+    "attention": attention,
     "residual": lambda: pcsim.topologies.residual_mlp(6, 8, 3, blocks=2),
     "balanced": lambda: pcsim.balance_paths(pcsim.topologies.residual_mlp(6, 8, 3, blocks=2), 0.5),
     "vgg": lambda: pcsim.topologies.vgg("VGG5", image=(3, 32, 32), classes=3, width=1 / 32, batch_norm=True),
@@ -170,7 +188,9 @@ COMPILED_AFTER = 2
 def batch_of(net: pcsim.Network, device: str | torch.device, size: int = 4) -> dict[str, Tensor]:
     """Inputs and one-hot targets."""
     generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(size, *net["input"].shape, generator=generator)
+    shape, count = (size, *net["input"].shape), net["input"].integers
+    draw = torch.randn if count is None else partial(torch.randint, count)
+    inputs = draw(size=shape, generator=generator)
     return {"input": inputs.to(device), "output": torch.eye(3)[torch.arange(size) % 3].to(device)}
 
 
@@ -358,7 +378,8 @@ def test_the_device_computes_what_the_reference_does_on_the_cpu(network: str, ru
     for place, engine in (("cpu", "reference"), (device, "batched")):
         torch.manual_seed(0)
         net, (relaxation, learns) = NETWORKS[network]().double().to(place), {**RULES, **RELAXATIONS}[rule]
-        clamps = {name: value.double() for name, value in batch_of(net, place).items()}
+        items = batch_of(net, place).items()
+        clamps = {name: value.double() if value.is_floating_point() else value for name, value in items}
         sim = pcsim.Simulator(net, relaxation, learns, engine=engine)
         sim.update(clamps, SGD(net.parameters(), lr=0.01))
         found.append({**{name: node.value.cpu() for name, node in net.nodes.items()},

@@ -250,6 +250,34 @@ def test_hundred_layers_at_a_few(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.count("plain PC") == 2
 
 
+def test_characters_at_a_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "modules"
+    text.mkdir()
+    for place, words in enumerate(("def a(b):\n    return b ? é\n", "import this\n", "class A:\n    pass\n")):
+        (text / f"m{place}.py").write_text(words * 9, encoding="utf-8")
+    plot, path = tmp_path / "figure.png", tmp_path / "runs.json"
+    small = "--steps 4 --every 2 --blocks 1 --width 8 --heads 2 --length 8 --batch 4 --characters 12"
+    example("characters").main([*small.split(), *f"--text {text} --json {path} --plot {plot}".split()])
+    runs = {run["method"]: run for run in json.loads(path.read_text())}
+    assert list(runs) == ["backprop", "arrival", "spiking + FU", "plain PC"]
+    assert all(run["steps"] == [2, 4] for run in runs.values())
+    exact, arrival = (runs[name]["bits_per_character"] for name in ("backprop", "arrival"))
+    assert arrival == pytest.approx(exact, abs=1e-3)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "arrival: +0.000 bits from backprop at step 4" in shown.replace("-0.000", "+0.000")
+    assert shown.count("seed 0:\ndef ") == 4
+
+
+def test_characters_held_out_are_of_other_files(tmp_path: Path) -> None:
+    for place in range(21):
+        (tmp_path / f"m{place:02}.py").write_text(f"{place:02}é", encoding="utf-8")
+    learned, held_out = example("characters").read_text(tmp_path)
+    assert held_out == "00?10?20?"
+    assert learned.startswith("01?02?")
+    assert len(learned) == 18 * 3
+
+
 def test_compare_methods_sets_all_of_them_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,6 +350,7 @@ def test_energy_imbalance_draws(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         ("hundred_layers", "--blocks 0", "--blocks: 0 given, expected a whole number from 1"),
         ("hundred_layers", "--json .", "expected a file"),
+        ("characters", "--steps 0", "--steps: 0 given, expected a whole number from 1"),
         ("deep_mlp", "--depths 1", "--depths: 1 given, expected a whole number from 2"),
         ("deep_mlp", "--device nowhere", "nowhere cannot be used here"),
         ("energy_imbalance", "--rate -1", "--rate: -1 given"),

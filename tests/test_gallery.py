@@ -17,6 +17,7 @@ TINY = {
     "top_down": "--width 8 --epochs 1 --steps 5",
     "small_world": "--nodes 6 --width 4 --epochs 1",
     "against_backprop": "--hidden 3 --width 8 --epochs 1",
+    "attention": "--blocks 1 --width 8 --epochs 1",
 }
 NUMBERS = {
     "skip_network": [0, 3, 3, 3],
@@ -25,6 +26,7 @@ NUMBERS = {
     "top_down": [2, 2],
     "small_world": [2, 1, 1, 1, 1],
     "against_backprop": [3, 3, 3, 1],
+    "attention": [0, 2, 2, 1, 1, 1, 1],
 }
 """How many results each line tells."""
 
@@ -106,3 +108,15 @@ class TestAtItsDefaults:
         assert all(line[0] == pytest.approx(backprop[0], abs=0.03) for line in (few, more, spiking))
         assert few[1] < more[1]
         assert spiking[1] > 0.8
+
+    def test_attention_is_learned_and_needs_auxiliary_neurons(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        _, without, balanced, *learned = map(numbers, told("attention", "", tmp_path, capsys))
+        backprop, arrival, spiking, plain = (line[0] for line in learned)
+        assert without[1] < 0.5
+        assert balanced[0] > 0.8
+        assert backprop > 0.9
+        assert arrival == pytest.approx(backprop, abs=0.02)
+        assert spiking == pytest.approx(backprop, abs=0.05)
+        assert plain < backprop - 0.2

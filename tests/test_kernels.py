@@ -23,6 +23,7 @@ TABLE: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Linear(4, 3), (4,)),
     (nn.Linear(4, 3, bias=False), (4,)),
     (nn.Linear(4, 3), (2, 4)),
+    (nn.Linear(4, 3, bias=False), (2, 5, 4)),
     (nn.Tanh(), (4,)),
     (nn.ReLU(), (2, 3)),
     (nn.GELU(), (4,)),

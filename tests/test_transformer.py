@@ -85,7 +85,7 @@ def test_it_has_the_nodes_that_are_told_and_three_auxiliary_neurons_a_block() ->
     assert net.levels()["stem"] == 3 * 2 + 1
     balanced = pcsim.balance_paths(net, RATE)
     auxiliary = [name for name, node in balanced.nodes.items() if pcsim.is_auxiliary(node)]
-    assert auxiliary == [f"skip{k}/aux{place}" for k, place in (("1a", 1), ("1a", 2), ("1b", 1), ("2a", 1), ("2a", 2), ("2b", 1))]  # fmt: skip
+    assert auxiliary == [f"skip{k}{place}" for k in (1, 2) for place in ("a/aux1", "a/aux2", "b/aux1")]
     assert not balanced.unequal_paths()
     assert "norm" not in decoder(norm_first=False)[0]
 
@@ -100,7 +100,7 @@ def test_weights_start_as_it_says() -> None:
         mlp[0].weight: 1 / 8,
         mlp[2].weight: 1 / math.sqrt(6 * 256),
         net.edges["input->stem"].module[0].weight: 1.0,
-        net.edges["input->stem"].module[1].weight: 0.02,
+        net.edges["input->stem"].module[1].weight: 1.0,
     }
     assert mlp[0].out_features == 256
     for weight, std in stds.items():

@@ -86,7 +86,7 @@ def draw(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train by each method from the same weights, tell, and draw."""
-    parser = command_line(__file__, __doc__, epochs=8)
+    parser = command_line(__file__, __doc__, epochs=5)
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)

@@ -41,14 +41,14 @@ class Positions(nn.Module):
 
     Args:
         length: number of positions.
-        width: of the vectors, which start N(0, 0.02²).
+        width: of the vectors, which start N(0, 1), as those of ``nn.Embedding`` do.
     """
 
     def __init__(self, length: int, width: int) -> None:
         super().__init__()
         self.length, self.width = length, width
         self.weight = nn.Parameter(torch.empty(length, width))
-        nn.init.normal_(self.weight, std=0.02)
+        nn.init.normal_(self.weight)
 
     def forward(self, value: Tensor) -> Tensor:
         """(batch, length, width) to the same shape."""
@@ -90,7 +90,7 @@ def transformer(
     ``balance_paths(transformer(...), rate)`` puts three auxiliary neurons into each block.
 
     Weights of linear layers start N(0, 1/fan_in), of the last before a sum N(0, 1/(2 · blocks · fan_in)), and biases 0;
-    embeddings N(0, 1).
+    embeddings and positions N(0, 1).
 
     Args:
         vocabulary: number of tokens, of a decoder.
