@@ -416,11 +416,13 @@ def test_accuracy_is_measured_where_targets_are_classes(
 
 
 def test_a_batch_that_does_not_fit_chooses_no_metrics() -> None:
-    own, (images, targets) = trainer(), noise()[0]
-    for wrong in (torch.zeros(8, 4), torch.tensor(0.0)):
-        with pytest.raises(ClampError):
-            own.evaluate([(images, wrong)])
-    assert own.evaluate([(images, targets)]).keys() == {"energy", "accuracy"}
+    images, targets = noise()[0]
+    by_hand = trainer(clamps=lambda batch: {"input": batch[0], "output": batch[1]})
+    for own in (trainer(), by_hand):
+        for wrong in (torch.zeros(8, 4), torch.tensor(0.0)):
+            with pytest.raises(ClampError):
+                own.evaluate([(images, wrong)])
+        assert own.evaluate([(images, targets)]).keys() == {"energy", "accuracy"}
 
 
 def test_mean_squared_error_is_that_of_torch() -> None:
@@ -612,10 +614,12 @@ def test_a_table_needs_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
         History().to_dataframe()
 
 
-def robust(rule: pcsim.LearningRule, precision: pcsim.PrecisionSchedule, width: float = 6.0) -> Trainer:
+def robust(
+    rule: pcsim.LearningRule, precision: pcsim.PrecisionSchedule, width: float = 6.0, threshold: float = 1.0
+) -> Trainer:
     """Outliers at a robust energy behind latents that can explain them away."""
     torch.manual_seed(0)
-    net = pcsim.topologies.mlp([64, 32, 32, 1], activation=nn.Identity, energy=pcsim.Huber(1.0))
+    net = pcsim.topologies.mlp([64, 32, 32, 1], activation=nn.Identity, energy=pcsim.Huber(threshold))
     with torch.no_grad():
         net.edges["hidden2->output"].module.weight.mul_(width)
     return trainer(pcsim.Simulator(net, pcsim.Relaxation(60, 0.02, precision=precision), rule))
@@ -632,18 +636,20 @@ def test_a_robust_energy_that_cannot_be_robust_warns_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "precision", "width"),
+    ("rule", "precision", "width", "threshold"),
     [
-        (pcsim.SettledUpdate(), pcsim.Constant(), 0.1),  # the latents cannot explain them
-        (pcsim.ForwardUpdate(), pcsim.Constant(), 6.0),
-        (pcsim.ArrivalUpdate(), pcsim.Spiking.for_rate(0.02), 6.0),
-        (pcsim.Backprop(), pcsim.Constant(), 6.0),
+        (pcsim.SettledUpdate(), pcsim.Constant(), 0.1, 1.0),  # the latents cannot explain them
+        (pcsim.ForwardUpdate(), pcsim.Constant(), 6.0, 1.0),
+        (pcsim.ArrivalUpdate(), pcsim.Spiking(alpha=0.0, peak=25.0), 3.4, 10.0),
+        (pcsim.Backprop(), pcsim.Constant(), 6.0, 1.0),
     ],
 )
 def test_where_outliers_reach_the_weights_nothing_is_said(
-    rule: pcsim.LearningRule, precision: pcsim.PrecisionSchedule, width: float
+    rule: pcsim.LearningRule, precision: pcsim.PrecisionSchedule, width: float, threshold: float
 ) -> None:
-    robust(rule, precision, width).fit(FAR, epochs=1)  # a warning would fail
+    own = robust(rule, precision, width, threshold)
+    own.fit(FAR, epochs=1)  # a warning would fail
+    assert pcsim.diagnosis.outliers(own.simulator)["output"].absorbed == (not rule.backprop and width > 1)
 
 
 class Stream(IterableDataset[Batch]):
