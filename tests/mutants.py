@@ -803,6 +803,7 @@ MUTANTS = (
         "            if parameter in learned or parameter._version != version",
         "            if parameter in learned",
         "A weight that decays without a gradient stays in its stack.",
+        "Optimizers of torch leave alone what has no gradient, and nothing else moves weights within a run.",
     ),
     Mutant(
         "engine/batched/weights.py",
@@ -1175,6 +1176,7 @@ MUTANTS = (
         'if self.relaxation.start != "previous" or self._state is None or self.rule.backprop:',
         'if self.relaxation.start != "previous" or self._state is None:',
         "Backprop starts where the last run ended.",
+        "Backprop leaves no node free to start anywhere.",
     ),
     Mutant(
         "simulator.py",

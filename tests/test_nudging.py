@@ -272,3 +272,14 @@ def test_predictions_know_nothing_of_nudging_temperature_and_earlier_runs(engine
     for name, value in sim.predict(clamps).items():
         torch.testing.assert_close(value, plain[name], rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_soft_nudging_weighs_the_target_s_energy_beside_its_own_weight(engine: str) -> None:
+    net, clamps = chain()
+    net["output"].energy_weight = 3.0
+    options = {"relaxation": pcsim.Relaxation(4, 0.1), "engine": engine}
+    nudged = gradients(net, clamps, nudging=pcsim.SoftNudging(0.25), **options)
+    net["output"].energy_weight = 0.75
+    for got, plain in zip(nudged, gradients(net, clamps, **options), strict=True):
+        torch.testing.assert_close(got, 4 * plain)
