@@ -406,6 +406,13 @@ class TestPlan:
             torch.testing.assert_close(got.grad, expected.grad)
 
 
+class Moody(nn.Linear):
+    """A user's own module, which does something else in evaluation mode."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return super().forward(value) * (2 if self.training else 1)
+
+
 class TestFrozenStatistics:
     """SPEC §6: the running statistics move once per batch, whatever the number of inference steps."""
 
@@ -508,12 +515,15 @@ class TestFrozenStatistics:
         for name, expected in results[0].items():
             torch.testing.assert_close(results[1][name], expected, msg=lambda text, name=name: f"{name}: {text}")
 
-    @pytest.mark.parametrize("place", ["edge", "node"])
+    @pytest.mark.parametrize("place", ["edge", "node", "own"])
     def test_a_mode_that_is_changed_after_the_relaxation_counts_in_learning(self, place: str) -> None:
         results = []
         for engine in ("reference", "batched"):
             net, norm = self.network(place)
             norm.running_mean.fill_(0.5)
+            if place == "own":
+                torch.manual_seed(2)
+                net.edges["image->hidden"].module = Moody(3, 4)
             torch.manual_seed(3)
             clamps = {"image": torch.randn(8, 3), "output": torch.randn(8, 2)}
             sim = pcsim.Simulator(net, pcsim.Relaxation(3, 0.1), engine=engine)
@@ -521,7 +531,8 @@ class TestFrozenStatistics:
             training = sim.gradients()
             net.eval()
             results.append([sim.gradients()[parameter] for parameter in net.parameters()])
-            assert not torch.equal(training[norm.bias], sim.gradients()[norm.bias])
+            edge = next(net.edges["image->hidden"].module.parameters())
+            assert not torch.equal(training[edge], sim.gradients()[edge])
         for got, expected in zip(*results, strict=True):
             torch.testing.assert_close(got, expected)
 

@@ -500,6 +500,11 @@ def test_a_fingerprint_comes_back_with_what_it_was_of() -> None:
     before = bare.fingerprint()
     bare.edges["input->output"].module.bias = nn.Parameter(torch.ones(2))
     assert bare.fingerprint() is not before
+    nothing = nn.Sequential()
+    bare.edges["input->output"].module = nothing
+    before = bare.fingerprint()
+    nothing.append(nn.Tanh())
+    assert bare.fingerprint() is not before
 
 
 @pytest.mark.parametrize("axis", [1, -1, -2])
