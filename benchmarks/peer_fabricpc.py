@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import optax
 from fabricpc import setup_jax
-from fabricpc.core.activations import GeluActivation, IdentityActivation, TanhActivation
+from fabricpc.core.activations import (
+    GeluActivation,
+    IdentityActivation,
+    ReLUActivation,
+    SigmoidActivation,
+    TanhActivation,
+)
 from fabricpc.core.inference import InferenceSGD
 from fabricpc.core.initializers import KaimingInitializer
 from fabricpc.core.topology import Edge
@@ -29,7 +35,12 @@ from fabricpc.training import make_train_step
 
 from benchmarks.workloads import RATE, WEIGHT_RATE, Chain, Problem
 
-ACTIVATIONS = {"tanh": TanhActivation, "gelu": GeluActivation}
+ACTIVATIONS = {
+    "tanh": TanhActivation,
+    "gelu": GeluActivation,
+    "relu": ReLUActivation,
+    "sigmoid": SigmoidActivation,
+}
 WINDOW = (1, 2, 2, 1)
 
 

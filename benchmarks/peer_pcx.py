@@ -18,7 +18,12 @@ from pcx import static
 
 from benchmarks.workloads import RATE, WEIGHT_RATE, Chain, Problem
 
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {"tanh": jnp.tanh, "gelu": jax.nn.gelu}
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+}
 
 
 class Model(coding.EnergyModule):  # type: ignore[misc]

@@ -12,7 +12,12 @@ from benchmarks.contender import BACKPROP_LOOP, LOOP, Local
 from benchmarks.variants import BACKPROP, MULTIPLIER_RATE, Variant
 from benchmarks.workloads import WEIGHT_RATE, Chain, make_problem
 
-activations: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "gelu": lambda: nn.GELU(approximate="tanh")}
+activations: dict[str, Callable[[], nn.Module]] = {
+    "tanh": nn.Tanh,
+    "gelu": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+}
 Layers: TypeAlias = nn.Sequential
 CHANNELS_LAST = "channels_last"
 

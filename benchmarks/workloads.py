@@ -50,7 +50,7 @@ class Chain:
     batch: int
     steps: int
     channels: tuple[int, ...] = ()
-    activation: Literal["tanh", "gelu"] = "tanh"
+    activation: Literal["tanh", "gelu", "relu", "sigmoid"] = "tanh"
     spiking_rate: float = SPIKING_RATE
     warm_up: int = 5
     gains: tuple[float, float] = (1.0, 1.0)
@@ -163,17 +163,23 @@ def random_graph(nodes: int, width: int = 16) -> Graph:
 IMAGE = (3, 32, 32)
 WORKLOADS: dict[str, Workload] = {
     "W1": Chain("W1", (784,), (256, 256, 10), 128, 20),
+    "W1r": Chain("W1r", (784,), (256, 256, 10), 128, 20, activation="relu"),
     "W2": Chain("W2", (784,), (128,) * 30 + (10,), 128, 31),
     "W3": Chain("W3", IMAGE, (10,), 64, 8, (32, 64, 128, 128), "gelu", gains=(1.2, 0.5)),
     "W4": random_graph(10_000),
     "W5": deep_chain(1000),
+    "W6": Chain("W6", (784,), (512, 512, 10), 250, 20, activation="sigmoid"),
+    "W7": Chain("W7", (64,), (32, 32, 10), 1, 64, activation="sigmoid"),
 }
 SMALL_WORKLOADS: dict[str, Workload] = {
     "W1": Chain("W1", (12,), (8, 8, 4), 6, 4, warm_up=2),
+    "W1r": Chain("W1r", (12,), (8, 8, 4), 6, 4, activation="relu", warm_up=2),
     "W2": Chain("W2", (12,), (8,) * 5 + (4,), 6, 6, warm_up=2),
     "W3": Chain("W3", (3, 8, 8), (4,), 4, 3, (4, 6), "gelu", warm_up=2, gains=(1.2, 0.5)),
     "W4": random_graph(40, 4),
     "W5": deep_chain(12, 4),
+    "W6": Chain("W6", (12,), (8, 8, 4), 6, 4, activation="sigmoid", warm_up=2),
+    "W7": Chain("W7", (6,), (5, 5, 4), 1, 5, activation="sigmoid", warm_up=2),
 }
 """Stand-ins that take no time: they show that everything runs, and nothing else."""
 DEPTHS, NODES = (10, 30, 100, 300, 1000), (100, 300, 1000, 3000, 10_000)
