@@ -16,6 +16,7 @@ from benchmarks.contender import (
     IMPLEMENTATIONS,
     LOOP,
     PEERS,
+    PEERS_OF_INPUTS,
     PROCESS_COUNTED,
     REFERENCE,
     Contender,
@@ -29,7 +30,7 @@ from benchmarks.rounds import announce, measure
 from benchmarks.rows import Row, check_agreement, save
 from benchmarks.simulated import simulated
 from benchmarks.table import aligned, tables
-from benchmarks.variants import ARRIVAL, BACKPROP, CONSTANT, SILENT, VARIANTS, Variant
+from benchmarks.variants import ARRIVAL, BACKPROP, CONSTANT, CONSTANT_INPUTS, SILENT, VARIANTS, Variant
 from benchmarks.workloads import WORKLOADS, Chain, Workload, workloads
 
 TOO_LARGE = {
@@ -76,17 +77,20 @@ def contenders(workload: Workload, options: argparse.Namespace) -> list[Contende
                 found.append(loop(workload, variant, layout))
             if FLOOR in wanted:
                 found.append(floor(workload, variant, layout))
-        if variant is CONSTANT and isinstance(workload, Chain):
-            for name in (name for name in PEERS if name in wanted):
+        if variant in (CONSTANT, CONSTANT_INPUTS) and isinstance(workload, Chain):
+            own = [name for name in PEERS if (name in PEERS_OF_INPUTS) == (variant is CONSTANT_INPUTS)]
+            for name in (name for name in own if name in wanted):
                 announce(f"{workload.name}: starting {name}")
-                peer = start_peer(name, workload.name, options.peers_python, options.threads, options.quick)
+                peer = start_peer(
+                    name, variant.name, workload.name, options.peers_python, options.threads, options.quick
+                )
                 found += [] if peer is None else [peer]
     return found
 
 
 def chosen(workload: Workload, options: argparse.Namespace) -> tuple[list[Variant], list[str]]:
     """The variants and implementations asked for that the workload is not too large for."""
-    variants = [VARIANTS[name] for name in options.variants]
+    variants = [VARIANTS[name] for name in options.variants if VARIANTS[name].fits(workload)]
     possible, able = TOO_LARGE.get(workload.name, (variants, options.implementations))
     return [v for v in variants if v in possible], [name for name in options.implementations if name in able]
 

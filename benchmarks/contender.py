@@ -8,8 +8,14 @@ from collections.abc import Callable
 
 BATCHED, REFERENCE = "pcsim-batched", "pcsim-reference"
 LOOP, BACKPROP_LOOP, FLOOR = "torch-loop", "torch-backprop", "floor"
-PEERS = {"pcx": "benchmarks.peer_pcx", "fabricpc": "benchmarks.peer_fabricpc"}
+PEERS = {
+    "pcx": "benchmarks.peer_pcx",
+    "fabricpc": "benchmarks.peer_fabricpc",
+    "pydeepity": "benchmarks.peer_pydeepity",
+}
 """Module that builds each peer's training step, by its name."""
+PEERS_OF_INPUTS = ("pydeepity",)
+"""Peers whose latents are the inputs of activations."""
 IMPLEMENTATIONS = (BATCHED, REFERENCE, LOOP, BACKPROP_LOOP, FLOOR, *PEERS)
 PROCESS_COUNTED = (BATCHED, LOOP, BACKPROP_LOOP)
 """Implementations whose memory is measured in a process of their own."""

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from benchmarks.contender import BACKPROP_LOOP, BATCHED, FLOOR, LOOP, PEERS
 from benchmarks.growth import DEPTH, NODE_COUNT, curve, exponent
 from benchmarks.rows import Row, find
-from benchmarks.variants import ARRIVAL, BACKPROP, CONSTANT, SILENT
+from benchmarks.variants import ARRIVAL, BACKPROP, CONSTANT, CONSTANT_INPUTS, SILENT
 
 SILENT_TO_BACKPROP = {"W1": 1.15, "W2": 1.15, "W3": 1.2, "W5": 0.6}
 CONSTANT_TO_LOOP = {"W1": 0.33, "W2": 0.17, "W3": 0.62}
 CONSTANT_TO_FLOOR = {"W1": 1.7, "W2": 1.4, "W3": 1.3}
+CONSTANT_TO_PYDEEPITY = {"W1": 0.8, "W1r": 1.0, "W2": 0.4, "W6": 1.0, "W7": 2.5}
 CONSTANT_TO_PEER = {"W1": 0.95, "W2": 0.8, "W3": 0.4}
 ARRIVAL_TO_BACKPROP = {"W1": 1.15, "W2": 1.15, "W3": 1.15, "W5": 0.65}
 ARRIVAL_TO_SILENT = dict.fromkeys(("W1", "W2", "W3", "W5"), 1.05)
@@ -81,6 +82,8 @@ def limits(rows: Sequence[Row]) -> list[Limit]:
     found += compare("constant / plain PyTorch loop", CONSTANT_TO_LOOP, CONSTANT.name, (CONSTANT.name, LOOP))
     found += compare("constant / floor", CONSTANT_TO_FLOOR, CONSTANT.name, (CONSTANT.name, FLOOR))
     found += compare("constant / fastest peer", CONSTANT_TO_PEER, CONSTANT.name, None)
+    inputs = CONSTANT_INPUTS.name
+    found += compare("constant, inputs / pydeepity", CONSTANT_TO_PYDEEPITY, inputs, (inputs, "pydeepity"))
     found += compare("spiking-0 / fastest peer's constant", SILENT_TO_PEER, SILENT.name, None)
     for (workload, variant), seconds in PLANNING_SECONDS.items():
         row = batched(workload, variant)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contender import PEERS, Contender
-from benchmarks.variants import CONSTANT
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,6 +22,7 @@ class Peer(Contender):
 
     Args:
         name: of the peer.
+        variant: what it trains.
         workload: name of the chain.
         python: interpreter that has the peer.
         threads: cores it is kept to.
@@ -32,8 +32,8 @@ class Peer(Contender):
         PeerError: it does not start.
     """
 
-    def __init__(self, name: str, workload: str, python: str, threads: int, small: bool) -> None:
-        super().__init__(CONSTANT.name, name)
+    def __init__(self, name: str, variant: str, workload: str, python: str, threads: int, small: bool) -> None:
+        super().__init__(variant, name)
         command = [python, "-W", "ignore", "-m", "benchmarks.peer_process", "--module", PEERS[name]]
         command += ["--workload", workload, "--threads", str(threads), *(["--small"] if small else [])]
         self._process = subprocess.Popen(
@@ -82,10 +82,10 @@ class Peer(Contender):
         return answer
 
 
-def start_peer(name: str, workload: str, python: str | None, threads: int, small: bool) -> Peer | None:
+def start_peer(name: str, variant: str, workload: str, python: str | None, threads: int, small: bool) -> Peer | None:
     """A peer, or None, said on standard error, where it cannot run."""
     try:
-        return Peer(name, workload, python or sys.executable, threads, small)
+        return Peer(name, variant, workload, python or sys.executable, threads, small)
     except PeerError as error:
         print(f"{workload}: left out {error}", file=sys.stderr)
         return None

@@ -27,7 +27,7 @@ def layouts(chain: Chain) -> tuple[str, ...]:
     return ("contiguous", CHANNELS_LAST) if chain.channels else ("",)
 
 
-def layers_and_data(chain: Chain, layout: str) -> tuple[Layers, Tensor, Tensor]:
+def layers_and_data(chain: Chain, layout: str, latents: str = "outputs") -> tuple[Layers, Tensor, Tensor]:
     """One module per predicted value, the inputs and the targets."""
     problem = make_problem(chain)
     parts: list[nn.Module] = []
@@ -39,7 +39,9 @@ def layers_and_data(chain: Chain, layout: str) -> tuple[Layers, Tensor, Tensor]:
         else:
             mapping = nn.Linear(weight.shape[1], weight.shape[0])
             flatten = [nn.Flatten()] if chain.channels and place == len(chain.channels) + 1 else []
-            parts.append(nn.Sequential(*flatten, mapping, *([] if place == chain.depth else [activation()])))
+            before = [activation()] if latents == "inputs" and place > 1 else flatten
+            after = [] if place == chain.depth or latents == "inputs" else [activation()]
+            parts.append(nn.Sequential(*before, mapping, *after))
         with torch.no_grad():
             mapping.weight.copy_(torch.from_numpy(weight))
             assert mapping.bias is not None
@@ -67,7 +69,7 @@ def backprop(chain: Chain, layout: str) -> Local:
 
 def loop(chain: Chain, variant: Variant, layout: str) -> Local:
     """A training step of predictive coding: the energy of the whole network is differentiated at every step."""
-    layers, inputs, targets = layers_and_data(chain, layout)
+    layers, inputs, targets = layers_and_data(chain, layout, variant.latents)
     adam = optim.Adam(layers.parameters(), lr=WEIGHT_RATE, fused=True)
     train = _Loop(chain, variant, layers, inputs, targets, adam)
     return Local(variant.name, LOOP, train, lambda: _error(layers, inputs, targets), layout)

@@ -24,8 +24,10 @@ RULES: dict[str, Callable[[], pcsim.LearningRule]] = {
 }
 
 
-def chain_network(chain: Chain, problem: Problem) -> pcsim.Network:
-    """Nodes "input", "layer1", ..., "output"; the linear map or convolution is the edge, the rest the transfer."""
+def chain_network(chain: Chain, problem: Problem, latents: str = "outputs") -> pcsim.Network:
+    """Nodes "input", "layer1", ..., "output"; the linear map or convolution is the edge, the rest the transfer, or,
+    where latents are inputs of activations, part of the next edge.
+    """
     network = pcsim.Network()
     previous = network.add_node("input", chain.shape)
     activation = activations[chain.activation]
@@ -43,8 +45,12 @@ def chain_network(chain: Chain, problem: Problem) -> pcsim.Network:
             mapping.weight.copy_(torch.from_numpy(weight))
             nn.init.zeros_(cast(nn.Parameter, mapping.bias))
         flat = weight.ndim == 2 and len(previous.shape) == 3
+        if latents == "inputs":
+            transfer, before = None, [activation()] if place > 1 else []
+        else:
+            before = [nn.Flatten()] if flat else []
         node = network.add_node("output" if last else f"layer{place}", shape, transfer=transfer)
-        network.add_edge(previous, node, nn.Sequential(nn.Flatten(), mapping) if flat else mapping)
+        network.add_edge(previous, node, nn.Sequential(*before, mapping) if before else mapping)
         previous = node
     return network
 
@@ -60,12 +66,12 @@ def graph_network(graph: Graph) -> pcsim.Network:
     return network
 
 
-def network_and_clamps(workload: Workload) -> tuple[pcsim.Network, dict[str, Tensor]]:
+def network_and_clamps(workload: Workload, latents: str = "outputs") -> tuple[pcsim.Network, dict[str, Tensor]]:
     """A workload's network, and what is given of it."""
     if isinstance(workload, Chain):
         problem = make_problem(workload)
         clamps = {"input": torch.from_numpy(problem.inputs), "output": torch.from_numpy(problem.targets)}
-        return chain_network(workload, problem), clamps
+        return chain_network(workload, problem, latents), clamps
     network = graph_network(workload)
     ends = dict.fromkeys([*network.roots(), *network.sinks()])
     return network, {node.name: torch.randn(workload.batch, workload.width) for node in ends}
@@ -73,7 +79,7 @@ def network_and_clamps(workload: Workload) -> tuple[pcsim.Network, dict[str, Ten
 
 def simulated(workload: Workload, variant: Variant, implementation: str = BATCHED) -> Local:
     """A training step of one of pcsim's engines."""
-    network, clamps = network_and_clamps(workload)
+    network, clamps = network_and_clamps(workload, variant.latents)
     precision: pcsim.PrecisionSchedule = pcsim.Constant()
     if variant.alpha is not None:
         precision = pcsim.Spiking(alpha=variant.alpha, peak=variant.peak(workload))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.workloads import GRAPH_RATE, RATE, Graph, Workload
+from benchmarks.workloads import GRAPH_RATE, RATE, Chain, Graph, Workload
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class Variant:
             that nothing is attenuated); None for 1 at every step.
         rule: what the weights learn from (SPEC §4).
         relaxed: what moves: values; errors, whose values follow (ePC); or values with multipliers (PC-ALM).
+        latents: what a value is: of a layer's output, or of its input to the activation, which the next edge applies
+            (as pydeepity has it).
         judged_after: training steps after which half squared errors are compared; before they are rounding errors.
     """
 
@@ -25,7 +27,12 @@ class Variant:
     alpha: float | None = None
     rule: Literal["settled", "forward", "arrival", "incremental", "backprop"] = "settled"
     relaxed: Literal["values", "errors", "multipliers"] = "values"
+    latents: Literal["outputs", "inputs"] = "outputs"
     judged_after: int = 5
+
+    def fits(self, workload: Workload) -> bool:
+        """Whether it makes sense there: latents are inputs of activations in plain chains alone."""
+        return self.latents == "outputs" or (isinstance(workload, Chain) and not workload.channels)
 
     def precision(self, step: int, level: int, workload: Workload) -> float:
         """π(t) of a node so many hops from the target (SPEC §3)."""
@@ -55,6 +62,7 @@ ERROR_STEPS = 5
 MULTIPLIER_RATE = 0.1
 """α by which multipliers grow."""
 CONSTANT = Variant("constant")
+CONSTANT_INPUTS = Variant("constant, inputs", latents="inputs")
 SILENT = Variant("spiking-0", 0.0, "forward")
 ARRIVAL = Variant("arrival", 0.0, "arrival")
 SPIKING = Variant("spiking-1e-3", 1e-3, "forward")
@@ -62,5 +70,5 @@ INCREMENTAL = Variant("incremental", rule="incremental", judged_after=2)
 ERRORS = Variant("errors", relaxed="errors")
 MULTIPLIERS = Variant("multipliers", relaxed="multipliers")
 BACKPROP = Variant("backprop", rule="backprop")
-ALL = (CONSTANT, SILENT, ARRIVAL, SPIKING, INCREMENTAL, ERRORS, MULTIPLIERS, BACKPROP)
+ALL = (CONSTANT, CONSTANT_INPUTS, SILENT, ARRIVAL, SPIKING, INCREMENTAL, ERRORS, MULTIPLIERS, BACKPROP)
 VARIANTS = {variant.name: variant for variant in ALL}
