@@ -21,6 +21,7 @@ from pcsim.graph.probing import (
     checkpoints_reentrantly,
     integers_taken,
     may_draw,
+    parameters_of,
     plain,
     probe,
     start_lazily,
@@ -333,7 +334,7 @@ def one_dtype(network: Network) -> None:
     found: tuple[str, Tensor] | None = None
     modules = [(f"edge {name!r}", edge.module) for name, edge in network.edges.items()]
     modules += [(f"node {name!r}", node.transfer) for name, node in network.nodes.items()]
-    for place, parameter in ((place, parameter) for place, part in modules for parameter in part.parameters()):
+    for place, parameter in ((place, parameter) for place, part in modules for parameter in parameters_of(part)):
         if not parameter.is_floating_point():
             continue
         found = found or (place, parameter)

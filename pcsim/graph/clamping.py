@@ -75,9 +75,9 @@ class Clamping:
     @cached_property
     def drifting(self) -> tuple[str, ...]:
         """Free nodes whose energy has no minimum, in insertion order."""
-        nodes = self.network.nodes
+        nodes, energetic = self.network.nodes, frozenset(self.energetic)
         return tuple(
-            name for name in self.free if name in self.energetic and not nodes[name].energy_function.has_minimum
+            name for name in self.free if name in energetic and not nodes[name].energy_function.has_minimum
         )
 
     @cached_property
@@ -155,8 +155,8 @@ class Clamping:
     @cached_property
     def placed(self) -> frozenset[str]:
         """Free nodes to which no forward pass gives their value at the start: on a cycle, unpredicted, or carried."""
-        nodes = self.network.nodes
-        return frozenset(name for name in self.free if name in self.cyclic | self.carried or not nodes[name].predicted)
+        nodes, apart = self.network.nodes, self.cyclic | self.carried
+        return frozenset(name for name in self.free if name in apart or not nodes[name].predicted)
 
     @cached_property
     def feedforward(self) -> bool:

@@ -38,7 +38,7 @@ class Fingerprint:
     def __init__(self, network: Network) -> None:
         self._network, self._revision = network, network.revision
         modules = list(network.modules())
-        self.parameters = list(network.parameters())
+        self.parameters = list(dict.fromkeys(p for m in modules for p in m._parameters.values() if p is not None))
         """All parameters, each once."""
         self.normalising = [module for module in modules if normalises(module)]
         """Modules of torch that keep running statistics."""

@@ -61,6 +61,9 @@ class Part(nn.Module):
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
+        child = self.__dict__.get("_modules", {}).get(name)
+        if child is not None:  # a look-up that a large graph makes a hundred thousand times
+            return child
         if name in self.renamed:
             raise AttributeError(f"{self.kind}: {name} is called {self.renamed[name]}")
         return super().__getattr__(name)

@@ -34,6 +34,13 @@ OWN_MODULES = ("torch.nn.modules.", "pcsim.graph.combining", "pcsim.topologies."
 PROBE_BATCH = 2
 
 
+def parameters_of(module: nn.Module) -> list[nn.Parameter]:
+    """As ``list(module.parameters())``, which walks even a module without children at ten times the cost."""
+    if module._modules:
+        return list(module.parameters())
+    return [parameter for parameter in module._parameters.values() if parameter is not None]
+
+
 def tensor_options(*modules: nn.Module, otherwise: Tensor | None = None) -> tuple[torch.dtype, torch.device]:
     """Dtype and device of the first floating parameter or buffer, else of ``otherwise``, else the default ones."""
     for module in modules:

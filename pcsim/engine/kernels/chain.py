@@ -12,7 +12,7 @@ from pcsim.engine.kernels.kernel import Kernel, changed, kernel_for
 from pcsim.graph.combining import Sum
 from pcsim.graph.edge import Edge
 from pcsim.graph.node import Node
-from pcsim.graph.probing import probe, tensor_options, zeros_for
+from pcsim.graph.probing import parameters_of, probe, tensor_options, zeros_for
 
 
 class Link(NamedTuple):
@@ -77,7 +77,7 @@ def signature(chain: Sequence[Link]) -> Hashable:
         (
             type(link.kernel),
             link.kernel.signature(link.module),
-            tuple(p.requires_grad for p in link.module.parameters()),
+            tuple(p.requires_grad for p in parameters_of(link.module)),
         )
         for link in chain
     )

@@ -120,7 +120,7 @@ def kernel_for(module: nn.Module, shape: tuple[int, ...]) -> Kernel[Any] | None:
 def changed(module: nn.Module) -> bool:
     """Whether calling a module does more than its type says."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module) or hasattr(module, "parametrizations") or _has_any_global_hook()  # type: ignore[no-untyped-call]
+    return any(hooks) or "forward" in vars(module) or "parametrizations" in module._modules or _has_any_global_hook()  # type: ignore[no-untyped-call]
 
 
 def owns(module: nn.Module, *names: str) -> bool:

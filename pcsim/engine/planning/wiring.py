@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import nn
 
 from pcsim.engine.problem import Task
+from pcsim.graph.probing import parameters_of
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Positions: TypeAlias = npt.NDArray[np.intp]
@@ -89,16 +90,18 @@ class Wiring:
     def _find_parameters(self, task: Task) -> None:
         place = {parameter: position for position, parameter in enumerate(task.fingerprint.parameters)}
         self.parameters = list(place)
-        of_edges = [list(edge.module.parameters()) for edge in self.edges]
+        of_edges = [parameters_of(edge.module) for edge in self.edges]
         # A deterministic node has no error, and so nothing to learn a precision from.
+        owned = [list(node.parameters()) for node in self.nodes]
         of_nodes = [
-            [p for p in node.parameters() if not (inner and p is node.log_precision)]
-            for node, inner in zip(self.nodes, self.deterministic, strict=True)
+            [p for p in own if not (inner and p is node.log_precision)]
+            for node, own, inner in zip(self.nodes, owned, self.deterministic, strict=True)
         ]
         self.edge_user, self.edge_used = _uses(place, of_edges)
         self.node_user, self.node_used = _uses(place, of_nodes)
         # A prediction does not depend on the precision.
-        predicting = [[p for p in node.parameters() if p is not node.log_precision] for node in self.nodes]
+        both = zip(self.nodes, owned, strict=True)
+        predicting = [[p for p in own if p is not node.log_precision] for node, own in both]
         self.transfer_user, self.transfer_used = _uses(place, predicting)
 
     @staticmethod
