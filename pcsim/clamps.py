@@ -115,6 +115,9 @@ def read(
     some = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
     dtype, device = fingerprint.tensor_options or network.tensor_options(otherwise=some)
     late = not reads_freely(device)
+    for name in named:
+        if name not in network.nodes:
+            raise ClampError(f"clamp {name!r}: no such node; the network has {listed(network.nodes)}")
     whole = _all_integers(network, named, streams, fingerprint.integers, device)
     fits = {
         name: whole[name].clamp(late) if name in whole else _clamp(network, name, given, dtype, device, late)
@@ -408,8 +411,6 @@ def _by_name(network: Network, clamps: Clamps, kind: str = "clamp") -> dict[str,
 
 def _clamp(network: Network, name: str, given: Given, dtype: torch.dtype, device: torch.device, late: bool) -> Clamp:
     known = network.nodes
-    if name not in known:
-        raise ClampError(f"clamp {name!r}: no such node; the network has {listed(known)}")
     if isinstance(given, tuple) and len(given) != 2:
         raise ClampError(f"clamp {name!r}: a tuple of {len(given)} given, expected a pair of values and a mask")
     value, mask = given if isinstance(given, tuple) else (given, None)
