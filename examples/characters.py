@@ -192,7 +192,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--heads", type=number(int, 1), default=4)
     add("--length", type=number(int, 1), default=64, help="characters that are seen at once")
     add("--batch", type=number(int, 2), default=32)
-    add("--lr", type=number(float, 0, but=0), default=3e-3, help="the largest, of AdamW")
+    add("--lr", type=number(float, 0, but=0), default=5e-3, help="of AdamW")
     add("--seeds", type=number(int, 1), default=1, help="how many runs of each, seeded 0, 1, ...")
     add("--characters", type=number(int, 0), default=300, help="that each method writes at the end")
     add("--threads", type=number(int, 1), help="of torch")
