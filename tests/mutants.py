@@ -21,7 +21,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from functools import partial
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -990,6 +990,7 @@ MUTANTS = (
         'or "forward" in vars(module) or hasattr(module, "parametrizations")',
         'or "forward" in vars(module)',
         "A parametrized weight is read as it was.",
+        "torch gives a parametrized module a class of its own, of which no kernel is known.",
     ),
     Mutant(
         "engine/kernels/kernel.py",
@@ -1062,6 +1063,7 @@ MUTANTS = (
         "return tuple(module.weight.shape), module.bias is not None",
         "return tuple(module.weight.shape)",
         "Layers with and without a bias share a stack.",
+        "What a group has in common tells how many parameters learn or are frozen, too.",
     ),
     Mutant(
         "engine/kernels/normalisation.py",
@@ -1806,23 +1808,17 @@ def fails(tests: list[str], *without: str) -> str:
     return first.name or ("" if ended == pytest.ExitCode.OK else f"pytest ended with {ended!r}")
 
 
-def outcome(numbered: tuple[int, Mutant], *, nearest_only: bool) -> tuple[str, str]:
-    """Plant a defect in a copy of the project, and run the tests there: what became of it, and what tells.
-
-    In a process of its own, which ends with it.
-    """
-    mutant = numbered[1]
+def outcome(mutant: Mutant, folder: Path, *, nearest_only: bool) -> tuple[str, str]:
+    """Plant a defect in a copy of the project in a folder, and run the tests there: what became of it, what tells."""
     if mutant.equivalent:
         return "equivalent", mutant.equivalent
     try:
         text = mutated(mutant)
     except LookupError as stale:
         return "STALE", str(stale)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = copy_of_the_project(Path(scratch))
-        (folder / "pcsim" / mutant.file).write_text(text, encoding="utf-8")
-        failed = _tested(folder, mutant, nearest_only=nearest_only)
-        os.chdir(PROJECT)
+    copy_the_project(folder)
+    (folder / "pcsim" / mutant.file).write_text(text, encoding="utf-8")
+    failed = _tested(folder, mutant, nearest_only=nearest_only)
     return ("caught", failed) if failed else ("SURVIVED", "")
 
 
@@ -1847,15 +1843,50 @@ def _never_ends(*_: object) -> None:
     raise TimeoutError(f"the tests have not ended after {LONGEST} seconds")
 
 
-def copy_of_the_project(folder: Path) -> Path:
-    """What the tests need, in a folder of its own, without byte code, which could be that of another defect."""
+def copy_the_project(folder: Path) -> None:
+    """Copy what the tests need, without byte code, which could be that of another defect."""
     for pattern in COPIED:
         for source in PROJECT.glob(pattern):
             if source.is_dir():
                 shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy2(source, folder / source.name)
-    return folder
+
+
+class Run:
+    """One defect in a process of its own, which it may crash.
+
+    Args:
+        number: of the defect.
+        scratch: where the copy of the project goes.
+        nearest_only: run the nearest test files alone.
+    """
+
+    def __init__(self, number: int, scratch: Path, *, nearest_only: bool) -> None:
+        self.number, self._folder, fork = number, scratch / str(number), multiprocessing.get_context("fork")
+        self._folder.mkdir()
+        self._told, telling = fork.Pipe(duplex=False)
+        self._process = fork.Process(target=self._tell, args=(telling, nearest_only))
+        self._process.start()
+        telling.close()
+
+    def _tell(self, telling: Connection, nearest_only: bool) -> None:
+        telling.send(outcome(MUTANTS[self.number], self._folder, nearest_only=nearest_only))
+
+    @property
+    def sentinel(self) -> int:
+        """Ready once the process has ended."""
+        return self._process.sentinel
+
+    def ended(self) -> tuple[str, str]:
+        """What became of the defect."""
+        self._process.join()
+        shutil.rmtree(self._folder)
+        try:
+            came: tuple[str, str] = self._told.recv()
+        except EOFError:
+            return "caught", f"the tests crash ({self._process.exitcode})"
+        return came
 
 
 def main() -> None:
@@ -1868,22 +1899,29 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="show them, and run none")
     given = parser.parse_args()
     chosen = [
-        (number, mutant)
+        number
         for number, mutant in enumerate(MUTANTS)
         if not (given.numbers or given.file)
         or number in given.numbers
         or any(mutant.file.startswith(beginning) for beginning in given.file)
     ]
     if given.list:
-        for number, mutant in chosen:
-            print(f"{number:3} {mutant.file}: {mutant.reason}")
+        for number in chosen:
+            print(f"{number:3} {MUTANTS[number].file}: {MUTANTS[number].reason}")
         return
     counts = dict.fromkeys(("caught", "SURVIVED", "STALE", "equivalent"), 0)
-    with multiprocessing.get_context("fork").Pool(given.processes, maxtasksperchild=1) as pool:
-        came = pool.imap(partial(outcome, nearest_only=given.nearest), chosen)
-        for (number, mutant), (what, told) in zip(chosen, came, strict=True):
-            counts[what] += 1
-            print(f"{number:3} {what:10} {told}   [{mutant.file}: {mutant.reason}]", flush=True)
+    runs: dict[int, Run] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        while chosen or runs:
+            while chosen and len(runs) < given.processes:
+                run = Run(chosen.pop(0), Path(scratch), nearest_only=given.nearest)
+                runs[run.sentinel] = run
+            for sentinel in wait(list(runs)):
+                run = runs.pop(sentinel)  # type: ignore[arg-type]
+                what, told = run.ended()
+                counts[what] += 1
+                mutant = MUTANTS[run.number]
+                print(f"{run.number:3} {what:10} {told}   [{mutant.file}: {mutant.reason}]", flush=True)
     tried = counts["caught"] + counts["SURVIVED"]
     share = f" ({counts['caught'] / tried:.1%})" if tried else ""
     print(", ".join(f"{count} {what.lower()}" for what, count in counts.items()) + share)

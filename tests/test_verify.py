@@ -594,7 +594,7 @@ def test_a_failure_within_hypothesis_is_shown_by_the_smallest_network(phases: An
         node_shapes=st.just((1,)),
     )
 
-    @settings(max_examples=20, deadline=None, derandomize=True, database=None, phases=phases)
+    @settings(max_examples=100, deadline=None, derandomize=True, database=None, phases=phases)
     @given(verify.cases(broken, rules=[pcsim.SettledUpdate()], momentum=False, targets=True, most_samples=1))
     def check(case: verify.Case) -> None:
         verify.check_gradients(case.network, case.clamps, case.relaxation)
