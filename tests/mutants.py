@@ -1106,6 +1106,7 @@ MUTANTS = (
         "if len(first) == 1 and not predicting:",
         "if len(first) == 1:",
         "A prediction of one sample is refused where training normalises.",
+        "Predictions run in evaluation mode, in which none of torch's normalisations is refused one sample.",
     ),
     Mutant(
         "simulator.py",

@@ -746,3 +746,11 @@ def test_where_nodes_start_is_checked(init: Any, message: str) -> None:
     net.add_edge("sum", "hidden")
     with pytest.raises(pcsim.errors.ClampError, match=message):
         pcsim.Simulator(net).infer({"x": torch.zeros(2, 3)}, init=init)
+
+
+@pytest.mark.parametrize("sizes", [(3, 2), (2, 3)])
+def test_clamps_of_different_batches_are_refused_whichever_is_larger(sizes: tuple[int, int]) -> None:
+    net = pcsim.topologies.mlp([2, 3, 2])
+    clamps = {name: torch.zeros(size, 2) for name, size in zip(("input", "output"), sizes, strict=True)}
+    with pytest.raises(ClampError, match=f"'output': batch of {sizes[1]} given, but 'input' has {sizes[0]}"):
+        pcsim.Simulator(net).infer(clamps)

@@ -260,6 +260,7 @@ def test_predictions_know_nothing_of_nudging_temperature_and_earlier_runs(engine
     """Two sinks, one of which is given: the other one's logits follow the relaxed values."""
     torch.manual_seed(0)
     net = pcsim.topologies.mlp([3, 4, 2])
+    net["hidden1"].transfer = nn.Sequential(nn.Tanh(), nn.Dropout(0.5))
     net.add_node("classes", (3,), energy=pcsim.CrossEntropy())
     net.add_edge("hidden1", "classes", nn.Linear(4, 3))
     clamps = {"input": torch.randn(3, 3).double(), "output": torch.randn(3, 2).double()}
