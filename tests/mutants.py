@@ -1516,6 +1516,7 @@ MUTANTS = (
         "        if module.training != mode:\n            module.train(mode)",
         "        if module.training != mode:\n            pass",
         "Modes of a model change as it is converted.",
+        "Building a network leaves modes as they are: what is left out is a guard.",
     ),
     Mutant(
         "conversion.py",

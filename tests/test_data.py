@@ -421,6 +421,14 @@ def test_augment_gives_shifted_and_flipped_copies() -> None:
     assert {top for _, top, _ in seen} == {left for _, _, left in seen} == set(range(9))
 
 
+def test_flipped_or_not_images_are_cropped_everywhere() -> None:
+    ramp = torch.arange(1.0, 10.0).expand(400, 1, 9, 9)
+    rows = data.augment(ramp, generator=torch.Generator().manual_seed(0))[:, 0, 4]
+    falls = [bool((row[row > 0].diff() < 0).all()) for row in rows]
+    for flipped in (True, False):
+        assert len({tuple(row.tolist()) for row, fallen in zip(rows, falls, strict=True) if fallen is flipped}) == 9
+
+
 def test_augment_is_decided_by_its_generator() -> None:
     images = torch.rand(16, 1, 8, 8)
     before = torch.get_rng_state()
