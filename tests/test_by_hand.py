@@ -372,3 +372,12 @@ def test_prediction_is_a_forward_pass_where_roots_are_given_or_have_priors_and_r
     found = pcsim.Simulator(classes.double(), pcsim.Relaxation(1, 0.5), engine=engine).predict({"x": zeros, "y": zeros})
     # Read by y, h keeps a latent: −½ · ∂E/∂h = ½ · log ½ for each.
     torch.testing.assert_close(found["h"], torch.full((1, 2), 0.5 * math.log(0.5)).double())
+
+
+@ENGINES
+def test_a_deterministic_node_has_no_error(engine: str) -> None:
+    net = drawn("ab bc", "b").double()
+    pcsim.Simulator(net, pcsim.Relaxation(1, 0.5), engine=engine).infer({"a": one(2.0), "c": one(5.0)})
+    assert net["b"].prediction.item() == 2.0
+    assert net["b"].error.item() == 0.0
+    assert net["c"].error.item() == 3.0

@@ -334,3 +334,10 @@ def test_widths_go_to_the_nearest_whole_number() -> None:
     net = pcsim.topologies.vgg("VGG5", image=(1, 16, 16), width=0.0118)  # 1.51, 3.02, 6.04
     assert [net[f"conv{k}"].shape[0] for k in (1, 2, 3)] == [2, 3, 6]
     assert pcsim.topologies.resnet((1,), image=(1, 4, 4), width=0.18)["stem"].shape[0] == 12
+
+
+def test_weights_of_an_mlp_are_scaled_by_what_comes_in() -> None:
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([400, 25, 400])
+    for edge, fan_in in zip(net.edges.values(), (400, 25), strict=True):
+        assert float(edge.module.weight.detach().std()) == pytest.approx(1 / math.sqrt(fan_in), rel=0.1)
