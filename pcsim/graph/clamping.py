@@ -76,9 +76,7 @@ class Clamping:
     def drifting(self) -> tuple[str, ...]:
         """Free nodes whose energy has no minimum, in insertion order."""
         nodes, energetic = self.network.nodes, frozenset(self.energetic)
-        return tuple(
-            name for name in self.free if name in energetic and not nodes[name].energy_function.has_minimum
-        )
+        return tuple(name for name in self.free if name in energetic and not nodes[name].energy_function.has_minimum)
 
     @cached_property
     def free(self) -> tuple[str, ...]:
