@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from benchmarks.contender import (
     BACKPROP_LOOP,
     BATCHED,
+    COMPILED,
+    CPU,
     FLOOR,
     IMPLEMENTATIONS,
     LOOP,
@@ -31,11 +34,12 @@ from benchmarks.rows import Row, check_agreement, save
 from benchmarks.simulated import simulated
 from benchmarks.table import aligned, tables
 from benchmarks.variants import ARRIVAL, BACKPROP, CONSTANT, CONSTANT_INPUTS, SILENT, VARIANTS, Variant
-from benchmarks.workloads import WORKLOADS, Chain, Workload, workloads
+from benchmarks.workloads import FULL_WIDTH, WORKLOADS, Chain, Graph, Workload, workloads
 
 TOO_LARGE = {
     "W4": ((CONSTANT,), (BATCHED,)),
     "W5": ((CONSTANT, SILENT, ARRIVAL, BACKPROP), (BATCHED, FLOOR, BACKPROP_LOOP)),
+    **dict.fromkeys(FULL_WIDTH, ((CONSTANT, SILENT, ARRIVAL, BACKPROP), (BATCHED, BACKPROP_LOOP, COMPILED))),
 }
 """Variants and implementations that are run on workloads on which the others would take minutes a step."""
 
@@ -48,9 +52,11 @@ def parsed(given: Sequence[str] | None) -> argparse.Namespace:
         "--workloads", nargs="+", choices=groups, default=groups, metavar="NAME", help=", ".join(groups)
     )
     for option, names in (("--variants", tuple(VARIANTS)), ("--implementations", IMPLEMENTATIONS)):
-        parser.add_argument(option, nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+        default = [name for name in names if name != COMPILED]  # compiling takes longer than all the rest
+        parser.add_argument(option, nargs="+", choices=names, default=default, metavar="NAME", help=", ".join(names))
     parser.add_argument("--rounds", type=int, help="timed steps of each; 20 by default")
     parser.add_argument("--threads", type=int, default=2, help="that each may use; 2 by default")
+    parser.add_argument("--device", type=torch.device, default=CPU, help="cpu, cuda, ...; peers choose their own")
     parser.add_argument("--quick", action="store_true", help="tiny stand-ins: shows that all runs, measures nothing")
     parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--peers-python", metavar="PATH", help="interpreter that has the peers; this one by default")
@@ -68,15 +74,22 @@ def contenders(workload: Workload, options: argparse.Namespace) -> list[Contende
     variants, wanted = chosen(workload, options)
     found: list[Contender] = []
     for variant in variants:
-        found += [simulated(workload, variant, name) for name in (BATCHED, REFERENCE) if name in wanted]
-        for layout in layouts(workload) if isinstance(workload, Chain) else ():
-            assert isinstance(workload, Chain)
+        engines = [name for name in (BATCHED, REFERENCE) if name in wanted]
+        found += [simulated(workload, variant, name, options.device) for name in engines]
+        for layout in () if isinstance(workload, Graph) else layouts(workload, options.device):
+            assert not isinstance(workload, Graph)
             if variant is BACKPROP and BACKPROP_LOOP in wanted:
-                found.append(backprop(workload, layout))
+                found.append(backprop(workload, layout, options.device))
+            if not isinstance(workload, Chain):
+                continue
             if variant is not BACKPROP and LOOP in wanted:
-                found.append(loop(workload, variant, layout))
+                found.append(loop(workload, variant, layout, options.device))
             if FLOOR in wanted:
-                found.append(floor(workload, variant, layout))
+                found.append(floor(workload, variant, layout, options.device))
+        if variant is BACKPROP and COMPILED in wanted and not isinstance(workload, Graph):
+            # A compiler chooses memory formats itself. For the stand-ins what it has traced is run as it is.
+            by = "eager" if options.quick else "inductor"
+            found.append(backprop(workload, layouts(workload, options.device)[0], options.device, compiled_by=by))
         if variant in (CONSTANT, CONSTANT_INPUTS) and isinstance(workload, Chain):
             own = [name for name in PEERS if (name in PEERS_OF_INPUTS) == (variant is CONSTANT_INPUTS)]
             for name in (name for name in own if name in wanted):
@@ -95,20 +108,26 @@ def chosen(workload: Workload, options: argparse.Namespace) -> tuple[list[Varian
     return [v for v in variants if v in possible], [name for name in options.implementations if name in able]
 
 
-def run(workload: Workload, options: argparse.Namespace) -> list[Row]:
-    """Times, agreement and memory on one workload."""
+def timed_rows(workload: Workload, options: argparse.Namespace, seconds: float = math.inf) -> list[Row]:
+    """Times and agreement on one workload."""
     present = contenders(workload, options)
     if not present:
         return []
     try:
-        rows = measure(present, workload.name, options.rounds, workload.warm_up)
+        rows = measure(present, workload.name, options.rounds, workload.warm_up, seconds)
     finally:
         for contender in present:
             contender.close()
     check_agreement(rows, BATCHED)
+    return rows
+
+
+def run(workload: Workload, options: argparse.Namespace) -> list[Row]:
+    """Times, agreement and memory on one workload."""
+    rows = timed_rows(workload, options)
     for row in rows:
         row.budget_mb = budget(workload) / 1e6
-        if row.implementation in PROCESS_COUNTED and not options.no_memory:
+        if row.implementation in PROCESS_COUNTED and not options.no_memory and options.device == CPU:
             announce(f"{row.workload} {row.variant}, {row.implementation}: memory")
             held = measure_apart(
                 row.workload, row.variant, row.implementation, row.layout, options.threads, options.quick
@@ -128,7 +147,7 @@ def main(given: Sequence[str] | None = None) -> None:
             [workload] = workloads(options.quick, [name])
             found = run(workload, options)
         else:
-            found = grow(name, [VARIANTS[v] for v in options.variants], options.rounds, options.quick)
+            found = grow(name, [VARIANTS[v] for v in options.variants], options.rounds, options.quick, options.device)
         for row in found:
             row.threads = options.threads
         rows += found

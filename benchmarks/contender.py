@@ -6,8 +6,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch
+
 BATCHED, REFERENCE = "pcsim-batched", "pcsim-reference"
-LOOP, BACKPROP_LOOP, FLOOR = "torch-loop", "torch-backprop", "floor"
+LOOP, BACKPROP_LOOP, COMPILED, FLOOR = "torch-loop", "torch-backprop", "torch-compile", "floor"
 PEERS = {
     "pcx": "benchmarks.peer_pcx",
     "fabricpc": "benchmarks.peer_fabricpc",
@@ -16,9 +18,14 @@ PEERS = {
 """Module that builds each peer's training step, by its name."""
 PEERS_OF_INPUTS = ("pydeepity",)
 """Peers whose latents are the inputs of activations."""
-IMPLEMENTATIONS = (BATCHED, REFERENCE, LOOP, BACKPROP_LOOP, FLOOR, *PEERS)
+IMPLEMENTATIONS = (BATCHED, REFERENCE, LOOP, BACKPROP_LOOP, COMPILED, FLOOR, *PEERS)
+CPU = torch.device("cpu")
 PROCESS_COUNTED = (BATCHED, LOOP, BACKPROP_LOOP)
 """Implementations whose memory is measured in a process of their own."""
+
+
+class UnavailableError(RuntimeError):
+    """A contender cannot run here; the others can."""
 
 
 class Contender(ABC):
@@ -61,6 +68,7 @@ class Local(Contender):
         train: one training step.
         error: the half squared error.
         layout: as above.
+        device: that computes, and is waited for before a step is timed and at its end.
     """
 
     def __init__(
@@ -70,16 +78,29 @@ class Local(Contender):
         train: Callable[[], object],
         error: Callable[[], float] | None = None,
         layout: str = "",
+        device: torch.device = CPU,
     ) -> None:
         super().__init__(variant, implementation, layout)
-        self._train, self._error = train, error
+        self._train, self._error, self._device = train, error, device
 
     def step(self) -> float:
         """Take one training step; the seconds it took."""
-        start = time.perf_counter()
-        self._train()
-        return time.perf_counter() - start
+        return timed(self._train, self._device)
 
     def half_squared_error(self) -> float | None:
         """Of a forward pass."""
         return None if self._error is None else self._error()
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that some work took, until the device has done all of it."""
+    _wait_for(device)
+    start = time.perf_counter()
+    work()
+    _wait_for(device)
+    return time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.contender import FLOOR, Local
+from benchmarks.contender import CPU, FLOOR, Local
 from benchmarks.plain import CHANNELS_LAST
 from benchmarks.variants import Variant
 from benchmarks.workloads import Chain
@@ -57,9 +57,9 @@ def _live(moved: set[int], depth: int) -> list[int]:
     return [node for node in range(1, depth + 1) if node in moved or node - 1 in moved]
 
 
-def floor(chain: Chain, variant: Variant, layout: str) -> Local:
+def floor(chain: Chain, variant: Variant, layout: str, device: torch.device = CPU) -> Local:
     """The needed products of a training step, one after the other."""
-    calls = [_bare(chain, layer, layout) for layer in range(1, chain.depth + 1)]
+    calls = [_bare(chain, layer, layout, device) for layer in range(1, chain.depth + 1)]
     products = needed_products(chain.depth, variant.steps(chain), variant)
     operations = [calls[layer - 1][kind] for kind, layer in products]
 
@@ -68,23 +68,23 @@ def floor(chain: Chain, variant: Variant, layout: str) -> Local:
         for operation in operations:
             operation()
 
-    return Local(variant.name, FLOOR, run, layout=layout)
+    return Local(variant.name, FLOOR, run, layout=layout, device=device)
 
 
-def _bare(chain: Chain, layer: int, layout: str) -> dict[str, Callable[[], Tensor]]:
+def _bare(chain: Chain, layer: int, layout: str, device: torch.device) -> dict[str, Callable[[], Tensor]]:
     """The three products of one layer."""
     torch.manual_seed(layer)
-    weight = torch.randn(chain.weight_shapes()[layer - 1]) / 100
-    source = torch.randn(chain.batch, *[chain.shape, *chain.latent_shapes()][layer - 1])
+    weight = torch.randn(chain.weight_shapes()[layer - 1], device=device) / 100
+    source = torch.randn(chain.batch, *[chain.shape, *chain.latent_shapes()][layer - 1], device=device)
     if weight.dim() == 2:
         source = source.flatten(1)
-        delta = torch.randn(chain.batch, len(weight))
+        delta = torch.randn(chain.batch, len(weight), device=device)
         return {
             "forward": partial(torch.mm, source, weight.t(), out=torch.empty_like(delta)),
             "message": partial(torch.mm, delta, weight, out=torch.empty_like(source)),
             "weight": partial(torch.mm, delta.t(), source, out=torch.empty_like(weight)),
         }
-    delta = torch.randn(chain.batch, len(weight), *source.shape[2:])
+    delta = torch.randn(chain.batch, len(weight), *source.shape[2:], device=device)
     if layout == CHANNELS_LAST:
         weight, source, delta = (image.to(memory_format=torch.channels_last) for image in (weight, source, delta))
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from benchmarks.contender import BATCHED, Contender
+from benchmarks.contender import BATCHED, CPU, Contender
 from benchmarks.rounds import measure
 from benchmarks.rows import Row
 from benchmarks.simulated import simulated
@@ -28,19 +29,20 @@ DEPTH, NODE_COUNT = "depth", "nodes"
 WARM_UP = 3
 
 
-def grow(axis: str, variants: Sequence[Variant], rounds: int, small: bool) -> list[Row]:
+def grow(axis: str, variants: Sequence[Variant], rounds: int, small: bool, device: torch.device = CPU) -> list[Row]:
     """Rows of all sizes along "depth" (T = depth) or "nodes", which take turns."""
     contenders: list[Contender] = []
     if axis == DEPTH:
         for depth in SMALL_DEPTHS if small else DEPTHS:
             for variant in (v for v in (SILENT, CONSTANT) if v in variants):
-                contenders.append(simulated(deep_chain(depth, 4 if small else 64), variant))
+                contenders.append(simulated(deep_chain(depth, 4 if small else 64), variant, device=device))
                 contenders[-1].size = depth
     elif CONSTANT in variants:
         stand_in = SMALL_WORKLOADS["W4"]
         assert isinstance(stand_in, Graph)
         for nodes in SMALL_NODES if small else NODES:
-            contenders.append(simulated(random_graph(nodes, *([stand_in.width] if small else [])), CONSTANT))
+            graph = random_graph(nodes, *([stand_in.width] if small else []))
+            contenders.append(simulated(graph, CONSTANT, device=device))
             contenders[-1].size = nodes
     return measure(contenders, axis, rounds, WARM_UP) if contenders else []
 

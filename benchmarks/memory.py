@@ -32,7 +32,7 @@ from benchmarks import resident
 from benchmarks.contender import BATCHED, LOOP, Local
 from benchmarks.peers import ROOT
 from benchmarks.variants import BACKPROP, VARIANTS, Variant
-from benchmarks.workloads import SMALL_WORKLOADS, Chain, Workload, workloads
+from benchmarks.workloads import SMALL_WORKLOADS, Chain, Graph, Workload, workloads
 
 STEPS = 3
 PAGES_HANDED_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
@@ -42,6 +42,7 @@ def weight_bytes(workload: Workload) -> int:
     """Of weights and biases in float32."""
     if isinstance(workload, Chain):
         return 4 * sum(int(np.prod(shape)) + shape[0] for shape in workload.weight_shapes())
+    assert isinstance(workload, Graph)
     return 4 * workload.edges * (workload.width + 1) * workload.width
 
 
@@ -55,6 +56,7 @@ def budget(workload: Workload) -> int:
         units = [int(np.prod(shape)) for shape in workload.latent_shapes()]
         states = sum(units[:-1]) + 2 * sum(units)
     else:
+        assert isinstance(workload, Graph)
         ends = np.array(workload.ends())
         sources, targets = set(ends[:, 0].tolist()), set(ends[:, 1].tolist())
         states = (len(sources & targets) + 2 * len(targets)) * workload.width

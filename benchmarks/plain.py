@@ -8,9 +8,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn, optim
 
-from benchmarks.contender import BACKPROP_LOOP, LOOP, Local
+from benchmarks.contender import BACKPROP_LOOP, COMPILED, CPU, LOOP, Local, UnavailableError
+from benchmarks.full_width import module_and_data
 from benchmarks.variants import BACKPROP, MULTIPLIER_RATE, Variant
-from benchmarks.workloads import WEIGHT_RATE, Chain, make_problem
+from benchmarks.workloads import WEIGHT_RATE, Chain, Topology, Workload, make_problem
 
 activations: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
@@ -22,12 +23,18 @@ Layers: TypeAlias = nn.Sequential
 CHANNELS_LAST = "channels_last"
 
 
-def layouts(chain: Chain) -> tuple[str, ...]:
+def layouts(workload: Workload, device: torch.device = CPU) -> tuple[str, ...]:
     """The memory formats that are tried; the faster counts."""
-    return ("contiguous", CHANNELS_LAST) if chain.channels else ("",)
+    if isinstance(workload, Topology) and device.type == "cpu":
+        # PyTorch 2.13 corrupts memory there in the backward pass of small 1x1 convolutions with a stride in the other.
+        return ("contiguous",)
+    images = isinstance(workload, Topology) or (isinstance(workload, Chain) and workload.channels)
+    return ("contiguous", CHANNELS_LAST) if images else ("",)
 
 
-def layers_and_data(chain: Chain, layout: str, latents: str = "outputs") -> tuple[Layers, Tensor, Tensor]:
+def layers_and_data(
+    chain: Chain, layout: str, device: torch.device = CPU, latents: str = "outputs"
+) -> tuple[Layers, Tensor, Tensor]:
     """One module per predicted value, the inputs and the targets."""
     problem = make_problem(chain)
     parts: list[nn.Module] = []
@@ -46,33 +53,64 @@ def layers_and_data(chain: Chain, layout: str, latents: str = "outputs") -> tupl
             mapping.weight.copy_(torch.from_numpy(weight))
             assert mapping.bias is not None
             mapping.bias.zero_()
-    layers, inputs = nn.Sequential(*parts), torch.from_numpy(problem.inputs)
+    layers, inputs = nn.Sequential(*parts).to(device), torch.from_numpy(problem.inputs).to(device)
     if layout == CHANNELS_LAST:
         layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = inputs.to(memory_format=torch.channels_last)
-    return layers, inputs, torch.from_numpy(problem.targets)
+    return layers, inputs, torch.from_numpy(problem.targets).to(device)
 
 
-def backprop(chain: Chain, layout: str) -> Local:
-    """A training step by backprop."""
-    layers, inputs, targets = layers_and_data(chain, layout)
+def backprop(
+    workload: Chain | Topology, layout: str, device: torch.device = CPU, compiled_by: str | None = None
+) -> Local:
+    """A training step by backprop; the forward and backward pass compiled by a backend of ``torch.compile``, if named.
+
+    A compiler that does not work raises :class:`UnavailableError` in the first step.
+    """
+    layers: nn.Module
+    if isinstance(workload, Topology):
+        layers, inputs, targets = module_and_data(workload, device)
+        if layout == CHANNELS_LAST:
+            layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            inputs = inputs.to(memory_format=torch.channels_last)
+    else:
+        layers, inputs, targets = layers_and_data(workload, layout, device)
     adam = optim.Adam(layers.parameters(), lr=WEIGHT_RATE, fused=True)
+    called = layers if compiled_by is None else torch.compile(layers, backend=compiled_by, dynamic=False)
 
     def train() -> None:
-        adam.zero_grad()
-        loss = 0.5 * (layers(inputs) - targets).square().sum() / len(inputs)
-        loss.backward()
-        adam.step()
+        backprop_step(called, adam, inputs, targets)
 
-    return Local(BACKPROP.name, BACKPROP_LOOP, train, lambda: _error(layers, inputs, targets), layout)
+    def train_compiled() -> None:
+        try:
+            train()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler may raise that finds no C++ or Triton
+            raise UnavailableError(f"torch.compile: {type(error).__name__}: {error}") from error
+
+    def error() -> float:
+        return _error(layers, inputs, targets)
+
+    if compiled_by is None:
+        return Local(BACKPROP.name, BACKPROP_LOOP, train, error, layout, device)
+    return Local(BACKPROP.name, COMPILED, train_compiled, error, layout, device)
 
 
-def loop(chain: Chain, variant: Variant, layout: str) -> Local:
+def backprop_step(layers: Callable[[Tensor], Tensor], adam: optim.Adam, inputs: Tensor, targets: Tensor) -> None:
+    """One step down the gradient of the half squared error, a mean over samples."""
+    adam.zero_grad()
+    loss = 0.5 * (layers(inputs) - targets).square().sum() / len(inputs)
+    loss.backward()  # type: ignore[no-untyped-call]
+    adam.step()
+
+
+def loop(chain: Chain, variant: Variant, layout: str, device: torch.device = CPU) -> Local:
     """A training step of predictive coding: the energy of the whole network is differentiated at every step."""
-    layers, inputs, targets = layers_and_data(chain, layout, variant.latents)
+    layers, inputs, targets = layers_and_data(chain, layout, device, variant.latents)
     adam = optim.Adam(layers.parameters(), lr=WEIGHT_RATE, fused=True)
     train = _Loop(chain, variant, layers, inputs, targets, adam)
-    return Local(variant.name, LOOP, train, lambda: _error(layers, inputs, targets), layout)
+    return Local(variant.name, LOOP, train, lambda: _error(layers, inputs, targets), layout, device)
 
 
 class _Loop:
@@ -85,7 +123,7 @@ class _Loop:
 
     def energy(self, values: list[Tensor], sources: list[Tensor], step: int | None = None) -> Tensor:
         """Σ π ½‖v − u‖² over nodes, units and samples; with π = 1 where no step is named."""
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.inputs.device)
         before = [self.inputs, *sources]
         for place, (layer, source, value) in enumerate(zip(self.layers, before, values, strict=True), start=1):
             precision = 1.0 if step is None else self.variant.precision(step, len(values) - place, self.chain)
@@ -187,5 +225,5 @@ class _Loop:
 
 
 @torch.no_grad()
-def _error(layers: Layers, inputs: Tensor, targets: Tensor) -> float:
+def _error(layers: nn.Module, inputs: Tensor, targets: Tensor) -> float:
     return 0.5 * float((layers(inputs) - targets).double().square().sum()) / len(inputs)

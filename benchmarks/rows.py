@@ -17,7 +17,7 @@ class Row:
     """One row.
 
     Args:
-        workload: W1 to W5; "depth" and "nodes" for the growth with either.
+        workload: W1 to W5; "depth" and "nodes" for the growth with either; a topology of full width, or its epoch.
         variant: how it was trained.
         implementation: by whom.
         median_ms: of the timed training steps.
@@ -35,6 +35,8 @@ class Row:
         size: layers or nodes, in rows of growth.
         layout: memory format, where several were tried and this was the fastest.
         threads: that each implementation may use.
+        device: that computed, and the PyTorch it was used by; empty for a CPU that nobody asked about.
+        accuracy: share of test images named rightly, of an epoch.
         note: anything else.
     """
 
@@ -55,6 +57,8 @@ class Row:
     size: int | None = None
     layout: str = ""
     threads: int = 0
+    device: str = ""
+    accuracy: float | None = None
     note: str = ""
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn, optim
 
 import pcsim
-from benchmarks.contender import BATCHED, REFERENCE, Local
+from benchmarks.contender import BATCHED, CPU, REFERENCE, Local
+from benchmarks.full_width import topology_and_data
 from benchmarks.plain import activations
 from benchmarks.variants import MULTIPLIER_RATE, Variant
-from benchmarks.workloads import WEIGHT_RATE, Chain, Graph, Problem, Workload, make_problem
+from benchmarks.workloads import WEIGHT_RATE, Chain, Graph, Problem, Topology, Workload, make_problem
 
 ENGINES = {BATCHED: "batched", REFERENCE: "reference"}
 RULES: dict[str, Callable[[], pcsim.LearningRule]] = {
@@ -66,20 +67,28 @@ def graph_network(graph: Graph) -> pcsim.Network:
     return network
 
 
-def network_and_clamps(workload: Workload, latents: str = "outputs") -> tuple[pcsim.Network, dict[str, Tensor]]:
+def network_and_clamps(
+    workload: Workload, device: torch.device = CPU, latents: str = "outputs"
+) -> tuple[pcsim.Network, dict[str, Tensor]]:
     """A workload's network, and what is given of it."""
+    if isinstance(workload, Topology):
+        network, inputs, targets = topology_and_data(workload, device)
+        return network, {"input": inputs, "output": targets}
     if isinstance(workload, Chain):
         problem = make_problem(workload)
+        network = chain_network(workload, problem, latents)
         clamps = {"input": torch.from_numpy(problem.inputs), "output": torch.from_numpy(problem.targets)}
-        return chain_network(workload, problem, latents), clamps
-    network = graph_network(workload)
-    ends = dict.fromkeys([*network.roots(), *network.sinks()])
-    return network, {node.name: torch.randn(workload.batch, workload.width) for node in ends}
+    else:
+        network = graph_network(workload)
+        ends = dict.fromkeys([*network.roots(), *network.sinks()])
+        clamps = {node.name: torch.randn(workload.batch, workload.width) for node in ends}
+    return network.to(device), {name: value.to(device) for name, value in clamps.items()}
 
 
-def simulated(workload: Workload, variant: Variant, implementation: str = BATCHED) -> Local:
-    """A training step of one of pcsim's engines."""
-    network, clamps = network_and_clamps(workload, variant.latents)
+def simulator(
+    network: pcsim.Network, workload: Workload, variant: Variant, engine: str | Callable[..., pcsim.Engine]
+) -> pcsim.Simulator:
+    """What trains the network of a workload."""
     precision: pcsim.PrecisionSchedule = pcsim.Constant()
     if variant.alpha is not None:
         precision = pcsim.Spiking(alpha=variant.alpha, peak=variant.peak(workload))
@@ -89,14 +98,23 @@ def simulated(workload: Workload, variant: Variant, implementation: str = BATCHE
     )
     if variant.relaxed == "errors":
         relaxation = pcsim.ErrorRelaxation(steps, rate)
-    simulator = pcsim.Simulator(network, relaxation, RULES[variant.rule](), engine=ENGINES[implementation])
-    adam = optim.Adam(network.parameters(), lr=WEIGHT_RATE, fused=True)
+    if isinstance(workload, Topology) and variant.alpha is not None:
+        network = pcsim.balance_paths(network, rate, peak=variant.peak(workload))
+    return pcsim.Simulator(network, relaxation, RULES[variant.rule](), engine=engine)
+
+
+def simulated(workload: Workload, variant: Variant, implementation: str = BATCHED, device: torch.device = CPU) -> Local:
+    """A training step of one of pcsim's engines."""
+    network, clamps = network_and_clamps(workload, device)
+    sim = simulator(network, workload, variant, ENGINES[implementation])
+    adam = optim.Adam(sim.network.parameters(), lr=WEIGHT_RATE, fused=True)
 
     def train() -> None:
-        simulator.update(clamps, adam)
+        sim.update(clamps, adam)
 
     def error() -> float:
-        outputs = simulator.predict({"input": clamps["input"]})["output"]
+        outputs = sim.predict({"input": clamps["input"]})["output"]
         return 0.5 * float((outputs - clamps["output"]).double().square().sum()) / len(outputs)
 
-    return Local(variant.name, implementation, train, error if isinstance(workload, Chain) else None)
+    judged = None if isinstance(workload, Graph) else error
+    return Local(variant.name, implementation, train, judged, device=device)

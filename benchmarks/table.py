@@ -33,6 +33,7 @@ def time_table(rows: Sequence[Row]) -> Table:
         ]
         share = row.peak_mb / row.budget_mb if row.peak_mb and row.budget_mb else None
         error = "" if row.half_squared_error is None else f"{row.half_squared_error:.5g}"
+        accuracy = "" if row.accuracy is None else f"accuracy {row.accuracy:.4f}"
         table.append(
             [
                 *(row.workload, row.variant, row.implementation),
@@ -40,7 +41,7 @@ def time_table(rows: Sequence[Row]) -> Table:
                 *(_digits(ratio(row, other)) for other in others),
                 *(_digits(row.peak_mb), _digits(share), _digits(row.tensors_mb), error),
                 {None: "", True: "yes", False: "NO"}[row.agrees],
-                *(str(row.rounds), "; ".join(text for text in (row.layout, row.note) if text)),
+                *(str(row.rounds), "; ".join(text for text in (row.layout, accuracy, row.note) if text)),
             ]
         )
     return table

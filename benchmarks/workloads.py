@@ -113,7 +113,39 @@ class Graph:
         return sorted(pairs, key=lambda pair: pair[1])
 
 
-Workload: TypeAlias = Chain | Graph
+@dataclass(frozen=True)
+class Topology:
+    """An image classifier of ``pcsim.topologies``, supervised; its paths are balanced where precision spikes.
+
+    Inputs are N(0, 1), targets one-hot; weights start as the library makes them.
+
+    Args:
+        name: what tables call it.
+        design: of ``topologies.vgg`` or ``topologies.resnet``.
+        depth: hops from the input to the output.
+        width: factor on all channels.
+        image: channels, height and width.
+        batch: samples.
+        warm_up: training steps before timing starts.
+    """
+
+    name: str
+    design: str
+    depth: int
+    width: float = 1.0
+    image: tuple[int, int, int] = (3, 32, 32)
+    batch: int = 128
+    classes: int = 10
+    spiking_rate: float = SPIKING_RATE
+    warm_up: int = 5
+
+    @property
+    def steps(self) -> int:
+        """T with constant precision."""
+        return self.depth
+
+
+Workload: TypeAlias = Chain | Graph | Topology
 
 
 @dataclass(frozen=True)
@@ -182,10 +214,20 @@ SMALL_WORKLOADS: dict[str, Workload] = {
     "W7": Chain("W7", (6,), (5, 5, 4), 1, 5, activation="sigmoid", warm_up=2),
 }
 """Stand-ins that take no time: they show that everything runs, and nothing else."""
+FULL_WIDTH: dict[str, Workload] = {
+    "VGG10": Topology("VGG10", "VGG10", 10),
+    "ResNet18": Topology("ResNet18", "ResNet18", 18),
+}
+"""Networks that only a GPU trains in the time there is: ``benchmarks/device.sh``."""
+SMALL_FULL_WIDTH: dict[str, Workload] = {
+    "VGG10": Topology("VGG10", "VGG5", 5, 1 / 32, batch=4, warm_up=2),
+    "ResNet18": Topology("ResNet18", "ResNet10", 10, 1 / 32, (3, 8, 8), batch=4, warm_up=2),
+}
 DEPTHS, NODES = (10, 30, 100, 300, 1000), (100, 300, 1000, 3000, 10_000)
 SMALL_DEPTHS, SMALL_NODES = (3, 6), (20, 40)
 
 
 def workloads(small: bool, names: Sequence[str] = tuple(WORKLOADS)) -> list[Workload]:
     """The named workloads, or their stand-ins."""
-    return [(SMALL_WORKLOADS if small else WORKLOADS)[name] for name in names]
+    known = {**SMALL_WORKLOADS, **SMALL_FULL_WIDTH} if small else {**WORKLOADS, **FULL_WIDTH}
+    return [known[name] for name in names]

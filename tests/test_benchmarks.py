@@ -9,11 +9,12 @@ from collections import Counter
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import attrs
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -117,6 +118,80 @@ def test_an_exponent_is_the_slope_in_logarithms() -> None:
 def test_a_limit_says_whether_it_is_kept() -> None:
     limit = module("limits").Limit
     assert [limit("time", 1.0, m).verdict for m in (1.0, 1.01, None)] == ["pass", "over", "not measured"]
+
+
+def test_what_cannot_run_is_left_out_and_no_round_starts_late(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contender, rounds = module("contender"), module("rounds")
+
+    class Fails(contender.Contender):
+        def step(self) -> float:
+            raise contender.UnavailableError("no compiler")
+
+        def half_squared_error(self) -> None:
+            return None
+
+    class TakesTen(Fails):
+        def step(self) -> float:
+            clock[0] += 10
+            return 1e-3
+
+    clock = [0.0]
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    present = [Fails("backprop", "compiled"), TakesTen("backprop", "plain")]
+    [row] = rounds.measure(present, "W1", rounds=1000, warm_up=2, seconds=100.0)
+    assert (row.implementation, row.note) == ("plain", "slow: 9 of 1000 rounds")  # and 2 to warm up: over at 110
+    assert "compiled : left out: no compiler" in capsys.readouterr().err
+    clock[0] = 0.0
+    assert rounds.measure(present[1:], "W1", rounds=1, warm_up=2, seconds=10.0) == []
+    assert "no time is left to warm it up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["VGG10", "ResNet18"])
+@pytest.mark.parametrize("small", [True, False])
+def test_topologies_are_as_deep_as_they_say(name: str, small: bool) -> None:
+    import pcsim
+
+    [topology] = module("workloads").workloads(small, [name])
+    design = topology.design
+    make = pcsim.topologies.vgg if design.startswith("VGG") else pcsim.topologies.resnet
+    levels = make(design, image=topology.image, width=1 / 32).levels()
+    assert topology.depth == levels["input"] == module("variants").SILENT.steps(topology)
+
+
+def test_an_epoch_trains_all_on_the_same_batches_until_the_time_is_over(capsys: pytest.CaptureFixture[str]) -> None:
+    epoch, cpu = module("epoch"), torch.device("cpu")
+    [topology] = module("workloads").workloads(True, ["VGG10"])
+    rows = epoch.train_an_epoch(topology, cpu, [None, torch.float32], 60.0, images=12, test_images=6)
+    assert [row.implementation for row in rows] == ["pcsim-batched", "pcsim-batched-float32", "torch-backprop"]
+    assert [row.rounds for row in rows] == [3, 3, 3]
+    assert len({row.accuracy for row in rows}) == 1  # single precision rounds nothing, and the rule is backprop's
+    assert {row.rounds for row in epoch.train_an_epoch(topology, cpu, [None], 0.0, 12, 6)} == {1}
+    assert "stopped after 1 of 3 batches" in capsys.readouterr().err
+
+
+def test_a_class_of_synthetic_images_is_told_by_its_pattern() -> None:
+    full_width = module("full_width")
+    [topology] = module("workloads").workloads(True, ["VGG10"])
+    train, test = (full_width.synthetic_images(topology, 200, torch.device("cpu"), seed) for seed in (1, 2))
+    means = torch.stack([train[0][train[1] == one].mean(0).flatten() for one in range(topology.classes)])
+    assert (torch.cdist(test[0].flatten(1), means).argmin(1) == test[1]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "outcome"), [("nothing", "failed"), ("epoch", "stopped for want of time")])
+def test_a_part_that_fails_or_hangs_takes_nothing_along(part: str, outcome: str) -> None:
+    device = module("device")
+    options = device.parsed(["--device", "cpu", "--quick"])
+    assert device.measured(part, options, 0.0 if part == "epoch" else 60.0) == ([], outcome)
+
+
+def test_a_device_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        module("device").parsed(["--device", "abacus"])
+    assert "--device abacus" in capsys.readouterr().err
+    assert sum(module("device").SECONDS.values()) <= 8 * 60
 
 
 def test_an_unequal_computation_is_told() -> None:

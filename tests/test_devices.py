@@ -416,6 +416,47 @@ def test_a_trainer_trains_there_and_goes_on(device: torch.device, tmp_path: Any)
 
 
 @pytest.mark.device
+@pytest.mark.parametrize("start", ["there", "here"])
+def test_a_checkpoint_goes_on_on_another_device(start: str, device: torch.device, tmp_path: Any) -> None:
+    train, _ = pcsim.data.digits()
+    loader = DataLoader(TensorDataset(train.images[:128].double(), train.labels[:128]), 32, shuffle=True)
+
+    def made(place: torch.device, folder: str) -> pcsim.Trainer:
+        torch.manual_seed(0)
+        net = pcsim.topologies.mlp([64, 16, 10]).double().to(place)
+        sim = pcsim.Simulator(net, pcsim.Relaxation(3, 0.5, precision=SPIKING), pcsim.ForwardUpdate())
+        callbacks = [pcsim.Checkpoint(tmp_path / folder)]
+        return pcsim.Trainer(sim, AdamW(net.parameters(), lr=3e-3), callbacks=callbacks, seed=0, progress=False)
+
+    here = torch.device("cpu")
+    first, second = (device, here) if start == "there" else (here, device)
+    whole, resumed = made(second, "whole"), made(second, "resumed")
+    whole.fit(loader, epochs=2)
+    made(first, "first").fit(loader, epochs=1)
+    resumed.load_checkpoint(tmp_path / "first")
+    resumed.fit(loader, epochs=1)
+    weights = [dict(trainer.simulator.network.named_parameters()) for trainer in (whole, resumed)]
+    for name, weight in weights[0].items():
+        assert weights[1][name].device.type == second.type
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-6, atol=1e-8)
+        moments = resumed.optimizer.state[weights[1][name]]
+        assert moments["exp_avg"].device.type == second.type
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("rule", RULES)
+def test_one_number_is_read_there(rule: str, device: torch.device, reads_late: None) -> None:
+    net, (relaxation, learns) = chain().to(device), RULES[rule]
+    sim, clamps = pcsim.Simulator(net, relaxation, learns), batch_of(net, device)
+    optimizer = SGD(net.parameters(), lr=0.01)
+    for _ in range(COMPILED_AFTER):
+        sim.update(clamps, optimizer)
+    with Watched(device) as watched:
+        sim.update(clamps, optimizer)
+    assert watched.reads == 1
+
+
+@pytest.mark.device
 @pytest.mark.parametrize("rule", RULES)
 def test_failures_there_are_named_and_leave_everything(device: torch.device, rule: str) -> None:
     torch.manual_seed(0)
