@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,11 +111,13 @@ def chosen(workload: Workload, options: argparse.Namespace) -> tuple[list[Varian
 
 def timed_rows(workload: Workload, options: argparse.Namespace, seconds: float = math.inf) -> list[Row]:
     """Times and agreement on one workload."""
+    start = time.monotonic()
     present = contenders(workload, options)
     if not present:
         return []
     try:
-        rows = measure(present, workload.name, options.rounds, workload.warm_up, seconds)
+        left = seconds - (time.monotonic() - start)
+        rows = measure(present, workload.name, options.rounds, workload.warm_up, left)
     finally:
         for contender in present:
             contender.close()

@@ -38,7 +38,7 @@ SECONDS = {
 KEPT_FOR_STARTING = 0.25
 """Of a part's time: for its process to start, to make what it measures, and to finish what it has begun."""
 SECONDS_TO_END = 3.0
-"""Of a process that has sent its rows, before it is stopped."""
+"""Of a process that sends no more rows, before it is stopped."""
 NEEDED_BY_TESTS = ("pytest", "hypothesis", "sklearn")
 QUICK_TESTS = "chain or vgg-forward or names or reads or goes_on or failures"
 FAILED, LATE = "failed", "stopped for want of time"
@@ -83,7 +83,7 @@ def measured(name: str, options: argparse.Namespace, seconds: float) -> tuple[li
 
     So a part that hangs can be stopped, and one that leaves the device in error takes nothing along.
     """
-    start = time.monotonic()
+    start, rows = time.monotonic(), list[Row]()
     context = multiprocessing.get_context("forkserver")
     # A compiler that is there before processes divide saves each seconds; it might touch a GPU, which must not be then.
     context.set_forkserver_preload(["benchmarks.parts", *(["torch._dynamo"] if options.device.type == "cpu" else [])])
@@ -92,13 +92,12 @@ def measured(name: str, options: argparse.Namespace, seconds: float) -> tuple[li
     process.start()
     sending.close()
     try:
-        if not receiving.poll(seconds - (time.monotonic() - start)):
-            return [], LATE
-        rows: list[Row] = receiving.recv()
+        while receiving.poll(max(0.0, seconds - (time.monotonic() - start))):
+            rows += receiving.recv()
+        return rows, LATE
+    except EOFError:  # it has ended; if in error, standard error says why
         process.join(SECONDS_TO_END)
-        return rows, ""
-    except EOFError:  # it ended without having sent anything, and standard error says why
-        return [], FAILED
+        return rows, FAILED if process.exitcode else ""
     finally:
         process.kill()
         process.join()
@@ -106,11 +105,11 @@ def measured(name: str, options: argparse.Namespace, seconds: float) -> tuple[li
 
 def _send_rows(name: str, options: argparse.Namespace, seconds: float, sending: Connection) -> None:
     torch.set_num_threads(options.threads)
-    rows = parts.PARTS[name](options, seconds)
-    for row in rows:
-        row.threads = options.threads
-        row.device = f"{parts.device_name(options.device)}, torch {torch.__version__}"
-    sending.send(rows)
+    for rows in parts.PARTS[name](options, seconds):
+        for row in rows:
+            row.threads = options.threads
+            row.device = f"{parts.device_name(options.device)}, torch {torch.__version__}"
+        sending.send(rows)
 
 
 def main(given: Sequence[str] | None = None) -> int:
