@@ -105,7 +105,7 @@ def simulator(
 
 def simulated(workload: Workload, variant: Variant, implementation: str = BATCHED, device: torch.device = CPU) -> Local:
     """A training step of one of pcsim's engines."""
-    network, clamps = network_and_clamps(workload, device)
+    network, clamps = network_and_clamps(workload, device, variant.latents)
     sim = simulator(network, workload, variant, ENGINES[implementation])
     adam = optim.Adam(sim.network.parameters(), lr=WEIGHT_RATE, fused=True)
 
