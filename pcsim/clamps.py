@@ -458,7 +458,8 @@ def _value(
             f"{kind} {name!r}: shape {tuple(value.shape)} given, expected {expected} with at least one sample; {mend}"
         )
     if value.dtype != dtype:
-        raise ClampError(f"{kind} {name!r}: dtype {value.dtype} given, expected {dtype} as the network; convert it")
+        why = "as the network" if dtype.is_floating_point else "or torch.int32, since the node's edges read integers"
+        raise ClampError(f"{kind} {name!r}: dtype {value.dtype} given, expected {dtype} {why}; convert it")
     if value.device != device:
         raise ClampError(f"{kind} {name!r}: on device {value.device}, expected {device} as the network; move one")
     return value.clone() if value.is_inference() else value

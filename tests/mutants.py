@@ -494,8 +494,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/problem.py",
-        "largest_update < tolerance and step >= max(self.arrivals.values(), default=0)",
-        "largest_update < tolerance",
+        "return settled and step >= max([*self.arrivals.values(), *shown], default=0)",
+        "return settled",
         "A relaxation stops before its error has arrived.",
     ),
     Mutant(
@@ -620,8 +620,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/planning/liveness.py",
-        "read = active | teaching | (before.live if task.watched else teaching)",
-        "read = active | teaching",
+        "read = active | teaching | wiring.probed | (before.live if task.watched else teaching)",
+        "read = active | teaching | wiring.probed",
         "Recorded energies are a step stale.",
     ),
     Mutant(
@@ -734,8 +734,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/engine.py",
-        "        self._latest = None\n        recorded = []",
-        "        recorded = []",
+        "        self._latest = None\n        recorded, probed = [], list[Probed]()",
+        "        recorded, probed = [], list[Probed]()",
         "After a failed run gradients come from its scratch.",
     ),
     Mutant(
@@ -752,14 +752,14 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/program.py",
-        'read_late = any(edge.chain and edge.chain[0].kernel.reads == "input" for edge in self._memory.edges)',
+        'read_late = any(e.source in values and e.chain and e.chain[0].kernel.reads == "input" for e in memory.edges)',
         "read_late = False",
         "Values move while messages still have to read them.",
     ),
     Mutant(
         "engine/batched/program.py",
-        "self._writes_first = self._direct and not self._task.record",
-        "self._writes_first = self._direct",
+        "self._writes_first = self._direct and not (self._task.record or self._task.probes)",
+        "self._writes_first = self._direct and not self._task.probes",
         "What a recorded run reads was never written.",
     ),
     Mutant(
@@ -812,25 +812,25 @@ MUTANTS = (
         "The last of the weights that have learned is not brought.",
     ),
     Mutant(
-        "engine/batched/groups.py",
+        "engine/kernels/chain.py",
         'needed_before = place > 0 and chain[place - 1].kernel.reads == "output"',
         "needed_before = False",
         "An activation overwrites the output that the one before it needs.",
     ),
     Mutant(
-        "engine/batched/groups.py",
+        "engine/kernels/chain.py",
         "if chain is not None and edge.gain != 1.0:",
         "if chain is not None and edge.gain > 1.0:",
         "Gains below one are left out.",
     ),
     Mutant(
-        "engine/batched/groups.py",
-        "tuple(p.requires_grad for p in link.module.parameters()),",
+        "engine/kernels/chain.py",
+        "tuple(p.requires_grad for p in parameters_of(link.module)),",
         "(),",
         "Frozen and learning layers share a stack.",
     ),
     Mutant(
-        "engine/batched/groups.py",
+        "engine/kernels/chain.py",
         "return self.kernel.elementwise and next(self.module.parameters(), None) is None",
         "return self.kernel.elementwise",
         "An error is pulled back over the one that an elementwise weight learns from.",
@@ -939,8 +939,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/messages.py",
-        "    if len(fresh):\n        empty",
-        "    if len(fresh) < 0:\n        empty",
+        "    if len(fresh) == len(rows) == len(np.unique(rows)):",
+        "    if len(fresh) == len(rows):",
         "What is added to holds what the last run left.",
     ),
     Mutant(
@@ -987,7 +987,7 @@ MUTANTS = (
     ),
     Mutant(
         "engine/kernels/kernel.py",
-        'or "forward" in vars(module) or hasattr(module, "parametrizations")',
+        'or "forward" in vars(module) or "parametrizations" in module._modules',
         'or "forward" in vars(module)',
         "A parametrized weight is read as it was.",
         "torch gives a parametrized module a class of its own, of which no kernel is known.",
@@ -1085,8 +1085,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/kernels/autograd.py",
-        "        self._output = None\n        parameters",
-        "        parameters",
+        "        self._output = None\n        wanted",
+        "        wanted",
         "A graph of autograd is asked for twice.",
     ),
     Mutant(
@@ -1140,8 +1140,8 @@ MUTANTS = (
     ),
     Mutant(
         "simulator.py",
-        "task = attrs.evolve(state.task, record=False, target_weight=opposite.weight)",
-        "task = attrs.evolve(state.task, record=False)",
+        "task = attrs.evolve(state.task, record=False, probes=(), target_weight=opposite.weight)",
+        "task = attrs.evolve(state.task, record=False, probes=())",
         "The other side of soft centred nudging weighs as the first.",
     ),
     Mutant(
@@ -1201,8 +1201,8 @@ MUTANTS = (
     ),
     Mutant(
         "clamps.py",
-        "        if size != batch:",
-        "        if size > batch:",
+        "        if own != batch:",
+        "        if own > batch:",
         "A clamp of fewer samples is let in.",
     ),
     Mutant(
@@ -1231,7 +1231,7 @@ MUTANTS = (
     ),
     Mutant(
         "targets.py",
-        "if not classes or target.dim() != 1 or not _whole(target):",
+        "if not classes or tuple(target.shape[1:]) != without or not _whole(target):",
         "if not classes or not _whole(target):",
         "Numbers in another shape are taken for classes.",
     ),
@@ -1381,8 +1381,8 @@ MUTANTS = (
     ),
     Mutant(
         "metrics.py",
-        "(outcome.output.argmax(1) == outcome.target.argmax(1))",
-        "(outcome.output.argmax(-1) == outcome.target.argmax(-1))",
+        "(output.argmax(axis) == target.argmax(axis))",
+        "(output.argmax(-1) == target.argmax(-1))",
         "Accuracy looks along the last axis.",
     ),
     Mutant(
@@ -1658,8 +1658,8 @@ MUTANTS = (
     ),
     Mutant(
         "verify/locality.py",
-        "        with _shifted(parameters):\n",
-        "        with _shifted([]):\n",
+        "        with shifted(parameters):\n",
+        "        with shifted([]):\n",
         "Parameters elsewhere may be read.",
     ),
     Mutant(
@@ -1763,6 +1763,84 @@ MUTANTS = (
         '        node = net.add_node(f"linear{place}", (after,), transfer=activation())\n',
         '        node = net.add_node(f"linear{place}", (after,))\n',
         "Hidden linear layers are linear.",
+    ),
+    Mutant(
+        "engine/problem.py",
+        "if (step + 1) % every == 0)",
+        "if step % every == 0)",
+        "A stream's frames come a step late.",
+    ),
+    Mutant(
+        "engine/problem.py",
+        "value=self.frames[step // self.every])",
+        "value=self.frames[step % len(self.frames)])",
+        "A stream's frames do not stay for their steps.",
+    ),
+    Mutant(
+        "engine/local_rules.py",
+        "            shown[name] = torch.lerp(state.forward_prediction[name], shown[name], state.batch.nudge)\n",
+        "            pass\n",
+        "The reference clamps later frames of a nudged target in full.",
+    ),
+    Mutant(
+        "engine/planning/liveness.py",
+        "changed = move | wiring.changing(step)",
+        "changed = move",
+        "What reads a stream is not evaluated anew.",
+    ),
+    Mutant(
+        "engine/planning/plan.py",
+        "        once &= ~wiring.streamed  # what was sent was another frame's\n",
+        "",
+        "A target learns from the error of an earlier frame.",
+    ),
+    Mutant(
+        "engine/reached.py",
+        "        moving |= set(task.changing(step))\n",
+        "",
+        "The reference takes a target's later frames for no error.",
+    ),
+    Mutant(
+        "engine/problem.py",
+        'if p.node in following or set(p.of or ()) - {"value"})',
+        'if set(p.of or ()) - {"value"})',
+        "Recorded values of deterministic nodes are a step stale.",
+    ),
+    Mutant(
+        "engine/batched/nodes.py",
+        'return self.tensors["forward_prediction"][row] + self.tensors["displacement"][row]',
+        'return self.tensors["value"][row]',
+        "A recorded value lacks what has been received since it was formed.",
+    ),
+    Mutant(
+        "engine/problem.py",
+        "if part.log_precision is None and node not in self.weighed else None",
+        "if part.log_precision is None else None",
+        "The precision of a trial is planned as the node's own.",
+    ),
+    Mutant(
+        "engine/batched/program.py",
+        "if not phase.learn.any() or (self._task.learns_each_step and not self._task.rule.usual):",
+        "if not phase.learn.any():",
+        "A rule of a user's own is not asked at every step.",
+    ),
+    Mutant(
+        "graph/network.py",
+        "self.add_edge(end, node, gain=-1.0)",
+        "self.add_edge(end, node)",
+        "A pathway compares with the wrong sign.",
+    ),
+    Mutant(
+        "verify/rules.py",
+        "with _showing(watched, seed + 1), _shifted_all(watched):",
+        "with _showing(watched, seed):",
+        "A rule may read other nodes and weights.",
+    ),
+    Mutant(
+        "verify/declarations.py",
+        "if not bool((force == 0).all()):",
+        "if not bool((force < 1).all()):",
+        "An energy that pulls at its prediction passes.",
     ),
 )
 

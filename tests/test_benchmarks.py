@@ -217,5 +217,5 @@ def test_memory_holds_at_least_what_must_be_kept() -> None:
 def test_a_missing_peer_is_left_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     peers = module("peers")
     monkeypatch.setitem(peers.PEERS, "nobody", "benchmarks.peer_nobody")
-    assert peers.start_peer("nobody", "W1", None, 1, True) is None
+    assert peers.start_peer("nobody", "constant", "W1", None, 1, True) is None
     assert "nobody" in capsys.readouterr().err

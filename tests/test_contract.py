@@ -344,7 +344,7 @@ def test_readings_are_never_stale(engine: str, change: str) -> None:
 
 @pytest.mark.parametrize(
     ("part", "name"),
-    [("node", name) for name in ("name", "shape", "value", "prediction", "error", "precision", "energy", "network")]
+    [("node", name) for name in ("name", "shape", "value", "prediction", "error", "incoming", "network")]
     + [("edge", name) for name in ("name", "source_name", "target_name", "contribution_shape", "message", "network")],
 )
 def test_what_is_not_honoured_cannot_be_set(part: str, name: str) -> None:

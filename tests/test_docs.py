@@ -32,7 +32,18 @@ MODULES = (
     "pcsim",
     *(
         f"pcsim.{name}"
-        for name in ("callbacks", "data", "diagnosis", "errors", "io", "metrics", "plots", "topologies", "verify")
+        for name in (
+            "callbacks",
+            "data",
+            "diagnosis",
+            "errors",
+            "io",
+            "metrics",
+            "plots",
+            "profiling",
+            "topologies",
+            "verify",
+        )
     ),
 )
 SAME = doctest.OutputChecker()

@@ -394,7 +394,8 @@ SOFT = torch.tensor([0.7, 0.2, 0.1]).expand(8, 3)
         ((3, 2), pcsim.CrossEntropy(), SOFT[:, :, None].expand(8, 3, 2), True),
         ((2, 3), pcsim.CrossEntropy(axis=-2), torch.ones(8, 2, 3) / 2, True),
         ((3,), pcsim.CrossEntropy(), SOFT, True),
-        ((2, 3), pcsim.CrossEntropy(axis=1), SOFT[:, None].expand(8, 2, 3), False),  # its classes are on another axis
+        ((2, 3), pcsim.CrossEntropy(axis=1), SOFT[:, None].expand(8, 2, 3), True),
+        ((2, 1), pcsim.CrossEntropy(axis=1), torch.ones(8, 2, 1), False),
         ((3,), None, SOFT, False),
         ((3,), None, torch.zeros(8, 3), False),
         ((3,), None, 1 - torch.eye(3)[EIGHT % 3], False),

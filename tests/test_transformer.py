@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 
 import numpy as np
@@ -187,14 +188,14 @@ class TestLocalRules:
 
 
 def test_forward_updates_need_auxiliary_neurons_in_every_block() -> None:
-    least = {}
+    usual = {}
     for balanced in (True, False):
         net, clamps = decoder(blocks=2)
         net = pcsim.balance_paths(net, 0.8) if balanced else net
         sim = pcsim.Simulator(net, pcsim.Relaxation(8, 0.8, precision=pcsim.Spiking(alpha=0.0)), pcsim.ForwardUpdate())
-        least[balanced] = min(pcsim.diagnosis.update_similarity(sim, clamps).values())
-    assert least[True] > 0.8
-    assert least[False] < 0.5
+        usual[balanced] = statistics.mean(pcsim.diagnosis.update_similarity(sim, clamps).values())
+    assert usual[True] > 0.9
+    assert usual[False] < 0.5
 
 
 def test_each_error_is_sent_once_though_normalisations_learn_from_several() -> None:
