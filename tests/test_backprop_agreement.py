@@ -60,22 +60,25 @@ def arriving(problem: Problem, rate: float, **options: bool) -> pcsim.Relaxation
     return pcsim.Relaxation(steps, rate, precision=pcsim.Spiking.for_rate(rate), **options)
 
 
-@exact
-@given(problems(), RATES, st.sampled_from(("batched", "reference")))
-def test_arrival_with_held_predictions_is_backprop(problem: Problem, rate: float, engine: str) -> None:
+def arrival_with_held_predictions(problem: Problem, rate: float, engine: str) -> None:
     relaxation = arriving(problem, rate, hold_predictions=True)
     verify.check_backprop_agreement(*problem, relaxation, engine=engine, tolerance=1e-12)
 
 
-@exact
-@given(problems(), RATES, st.sampled_from(("batched", "reference")))
-def test_arrival_on_balanced_paths_is_backprop(problem: Problem, rate: float, engine: str) -> None:
+def arrival_on_balanced_paths(problem: Problem, rate: float, engine: str) -> None:
     net, clamps = problem
     balanced = pcsim.balance_paths(net, rate, peak=1 / rate, targets=targets(problem)), clamps
     verify.check_backprop_agreement(*balanced, arriving(balanced, rate), engine=engine, tolerance=1e-12)
 
 
-@settings(exact, max_examples=50)
+@pytest.mark.parametrize("check", [arrival_with_held_predictions, arrival_on_balanced_paths], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("graphs", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_arrival_is_backprop(check: Callable[[Problem, float, str], None], graphs: int) -> None:
+    drawn = given(problems(), RATES, st.sampled_from(("batched", "reference")))
+    settings(exact, max_examples=graphs)(drawn(check))()
+
+
+@settings(exact, max_examples=25)
 @given(problems(partial=False))
 def test_held_predictions_relaxed_to_the_end_are_backprop(problem: Problem) -> None:
     relaxation = pcsim.Relaxation(120, 0.5, hold_predictions=True)
@@ -83,7 +86,7 @@ def test_held_predictions_relaxed_to_the_end_are_backprop(problem: Problem) -> N
         verify.check_backprop_agreement(*problem, relaxation, rule, tolerance=1e-8)
 
 
-@settings(exact, max_examples=100)
+@settings(exact, max_examples=40)
 @given(verify.cases(rules=[pcsim.ArrivalUpdate()], momentum=False, most_steps=3))
 def test_the_arrival_rule_descends_each_energy_as_its_error_arrives(case: verify.Case) -> None:
     verify.check_gradients(case.network, case.clamps, case.relaxation, case.rule)
@@ -155,7 +158,12 @@ NETWORKS: dict[str, tuple[Callable[[], pcsim.Network], tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+DEEPEST = ("1,000", "1,002")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n.endswith(DEEPEST) else ()) for n in NETWORKS]
+)
 def test_float32_loses_nothing_at_any_depth(name: str) -> None:
     net, clamps, steps = network_of(name)
     arrival = pcsim.Relaxation(steps, RATE, precision=pcsim.Spiking.for_rate(RATE))
@@ -172,7 +180,7 @@ def test_float32_loses_nothing_at_any_depth(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n.endswith(("1,000", "1,002")) else ()) for n in NETWORKS]
+    "name", [pytest.param(n, marks=pytest.mark.slow if n.endswith(DEEPEST) else ()) for n in NETWORKS]
 )
 def test_float32_loses_only_what_the_rates_attenuate_below_its_numbers(name: str) -> None:
     net, clamps, steps = network_of(name)

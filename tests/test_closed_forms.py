@@ -382,7 +382,7 @@ def test_at_equilibrium_every_pull_balances_the_messages(engine: str, transfer: 
     far = {name: net[name].value + 0.3 for name in ("hidden1", "hidden2")}
     sim.equilibrium(given, init=far)
     rest = {name: net[name].value for name in far}
-    long = pcsim.Simulator(net, pcsim.Relaxation(5000, 0.1), engine=engine)
+    long = pcsim.Simulator(net, pcsim.Relaxation(5000, 0.1))
     long.infer(given, init=rest)
     for name, value in rest.items():
         assert_close(net[name].value, value, 1e-8)
@@ -598,12 +598,12 @@ def linear_residual() -> tuple[pcsim.Network, Clamps]:
 
 @pytest.mark.parametrize("build", [linear_chain, linear_residual])
 def test_multipliers_come_to_backprops_gradient_in_a_linear_network(
-    engine: str, build: Callable[[], tuple[pcsim.Network, Clamps]]
+    build: Callable[[], tuple[pcsim.Network, Clamps]],
 ) -> None:
     net, clamps = build()
     net.double()
     relaxation = pcsim.Relaxation(3000, 0.1, multipliers=0.1)
-    sim = pcsim.Simulator(net, relaxation, engine=engine)
+    sim = pcsim.Simulator(net, relaxation)
     sim.infer(clamps)
     found = _by_name(net, sim.gradients())
     for node in net.nodes.values():

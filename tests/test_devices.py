@@ -179,6 +179,8 @@ CASES = [
     *((network, rule) for network in NETWORKS for rule in RULES if (network, rule) != ("cyclic", "backprop")),
     *(("chain", relaxation) for relaxation in RELAXATIONS),
 ]
+DEEP = [(network, rule) for network in ("vgg", "resnet") for rule in ("settled", "incremental")]
+"""Those that take seconds."""
 NO_GENERATOR = ("chain", "sampling")
 """Draws numbers on the device, for which the meta device has no generator."""
 COMPILED_AFTER = 2
@@ -195,7 +197,10 @@ def batch_of(net: pcsim.Network, device: str | torch.device, size: int = 4) -> d
 
 
 @pytest.mark.filterwarnings("ignore::pcsim.PCWarning")
-@pytest.mark.parametrize(("network", "rule"), [case for case in CASES if case != NO_GENERATOR])
+@pytest.mark.parametrize(
+    ("network", "rule"),
+    [pytest.param(*c, marks=pytest.mark.slow if c in DEEP else ()) for c in CASES if c != NO_GENERATOR],
+)
 def test_everything_stays_on_the_device_and_one_number_is_read(network: str, rule: str) -> None:
     net, (relaxation, learns) = NETWORKS[network]().to("meta"), {**RULES, **RELAXATIONS}[rule]
     clamps, device = batch_of(net, "meta"), torch.device("meta")

@@ -27,7 +27,7 @@ CASES = verify.cases(
     most_steps=4,
 )
 some = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
 
 

@@ -78,7 +78,7 @@ def origin(edge: pcsim.Edge) -> tuple[str, nn.Module | str, float]:
 # Structure
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.one_of(verify.networks(cycles=False), short_cuts()), st.booleans(), st.sampled_from((0.25, 0.8, 1.0)))
 def test_every_edge_spans_one_level_and_nothing_else_changes(net: Network, share: bool, rate: float) -> None:
     printed, revision, levels = str(net), net.revision, net.levels()

@@ -33,7 +33,7 @@ CASES = verify.cases(
     most_steps=4,
 )
 some = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
 
 
