@@ -45,7 +45,7 @@ METHODS: dict[str, tuple[pcsim.PrecisionSchedule, pcsim.LearningRule]] = {
 DEPTHS = (5, 10, 20)
 DEFAULT_METHODS = tuple(METHODS)
 DEFAULT_EPOCHS = 8
-DEFAULT_SEEDS = (0, 1, 2, 3, 4)
+DEFAULT_SEEDS = (0, 1, 2)
 
 RATE, LEARNING_RATE, WEIGHT_DECAY, BATCH = 0.5, 1e-3, 1e-4, 64
 CELL = 15
