@@ -8,7 +8,7 @@ turn, so that whatever else the machine does meets all alike; one that is slower
 per character are those of files that are held out, which choose nothing.
 
     python examples/characters.py --plot characters.png --json characters.json
-    python examples/characters.py --steps 3000 --seconds 3600 --methods backprop arrival --seeds 3
+    python examples/characters.py --steps 3000 --seconds 3600 --methods backprop arrival --seeds 0 1 2
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import file, number, told_in_a_line
+from command_line import add_seeds, file, number, told_in_a_line
 from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.optim import AdamW
@@ -193,7 +193,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--length", type=number(int, 1), default=64, help="characters that are seen at once")
     add("--batch", type=number(int, 2), default=32)
     add("--lr", type=number(float, 0, but=0), default=5e-3, help="of AdamW")
-    add("--seeds", type=number(int, 1), default=1, help="how many runs of each, seeded 0, 1, ...")
+    add_seeds(parser, (0,))
     add("--characters", type=number(int, 0), default=300, help="that each method writes at the end")
     add("--threads", type=number(int, 1), help="of torch")
     add("--json", type=file, metavar="PATH", help="write one object per run")
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(text)} characters to learn from, {len(characters)} different ones, {len(held_out)} held out")
     runs: list[Run] = []
     with told_in_a_line("characters.py"):
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             runs += train(seed, texts, len(characters), options)
     verdict(runs)
     if options.json is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 import torch
 from torch import Tensor
 
+from pcsim.engine.probe import Probe
 from pcsim.engine.problem import Clamp, Unread
 from pcsim.errors import ClampError, SettingError
 from pcsim.graph import checks
@@ -84,6 +85,8 @@ Given = One | tuple[One, Tensor]
 Clamps = Mapping[str, Given] | Mapping[Node, Given] | Mapping[str | Node, Given]
 """What is given, by node or its name: (batch, *shape) or a stream of it, or a pair of that and a boolean mask of the
 given units."""
+Recorded = bool | str | Node | Probe | Iterable[bool | str | Node | Probe]
+"""What may be recorded: energies of all nodes, and what of single nodes."""
 
 
 def read(
@@ -463,3 +466,31 @@ def _value(
     if value.device != device:
         raise ClampError(f"{kind} {name!r}: on device {value.device}, expected {device} as the network; move one")
     return value.clone() if value.is_inference() else value
+
+
+def read_record(network: Network, record: Recorded) -> tuple[bool, tuple[Probe, ...]]:
+    """Whether energies are recorded, and the probes, of what a user gave.
+
+    Raises:
+        SettingError: it is neither, names a node that is not there, or names one twice.
+    """
+    if isinstance(record, bool):
+        return record, ()
+    single = isinstance(record, str | Node | Probe) or not isinstance(record, Iterable)
+    items: Iterable[object] = [record] if single else record  # type: ignore[assignment]
+    energies, probes = False, list[Probe]()
+    for item in items:
+        if item is True:
+            energies = True
+        elif isinstance(item, str | Node | Probe):
+            probes.append((item if isinstance(item, Probe) else Probe(item)).on(network))
+        else:
+            raise SettingError(
+                f"record: {record!r} given, expected True (energies of all nodes), nodes, their names or probes, such "
+                "as ['features'], or a list of these"
+            )
+    names = [probe.node for probe in probes]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SettingError(f"record: node {twice!r} given twice; give one probe with all its parts and units")
+    return energies, tuple(probes)

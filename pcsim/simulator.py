@@ -19,7 +19,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pcsim import clamps as given
-from pcsim.clamps import Clamps
+from pcsim.clamps import Clamps, Recorded
 from pcsim.dynamics.inference import Relaxation, check_delay
 from pcsim.dynamics.learning import LearningRule, SettledUpdate
 from pcsim.dynamics.nudging import Nudge
@@ -30,7 +30,6 @@ from pcsim.engine.engine import Engine
 from pcsim.engine.landscape import Landscape
 from pcsim.engine.local_rules import divergence, finite, start
 from pcsim.engine.planning.plan import Plan
-from pcsim.engine.probe import Recorded, read_record
 from pcsim.engine.problem import Batch, Clamp, Gradients, State, Task, all_finite
 from pcsim.engine.reading import Reading
 from pcsim.engine.reference import ReferenceEngine
@@ -449,7 +448,7 @@ class Simulator:
         resting: bool = False,
         size: int | None = None,
     ) -> tuple[Task, Batch]:
-        energies, probes = read_record(self.network, record)
+        energies, probes = given.read_record(self.network, record)
         fingerprint = self.network.fingerprint()
         steps = self._unchanging(predicting, resting) or self.relaxation.steps
         fits, first, unread = given.read(self.network, clamps, fingerprint, steps, size)

@@ -120,35 +120,3 @@ def recordings(probes: Iterable[Probe], states: list[Probed]) -> dict[str, Recor
         )
         for probe in probes
     }
-
-
-Recorded = bool | str | Node | Probe | Iterable[bool | str | Node | Probe]
-"""What may be recorded: energies of all nodes, and what of single nodes."""
-
-
-def read_record(network: Network, record: Recorded) -> tuple[bool, tuple[Probe, ...]]:
-    """Whether energies are recorded, and the probes, of what a user gave.
-
-    Raises:
-        SettingError: it is neither, names a node that is not there, or names one twice.
-    """
-    if isinstance(record, bool):
-        return record, ()
-    single = isinstance(record, str | Node | Probe) or not isinstance(record, Iterable)
-    items: Iterable[object] = [record] if single else record  # type: ignore[assignment]
-    energies, probes = False, list[Probe]()
-    for item in items:
-        if item is True:
-            energies = True
-        elif isinstance(item, str | Node | Probe):
-            probes.append((item if isinstance(item, Probe) else Probe(item)).on(network))
-        else:
-            raise SettingError(
-                f"record: {record!r} given, expected True (energies of all nodes), nodes, their names or probes, such "
-                "as ['features'], or a list of these"
-            )
-    names = [probe.node for probe in probes]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise SettingError(f"record: node {twice!r} given twice; give one probe with all its parts and units")
-    return energies, tuple(probes)
