@@ -38,7 +38,7 @@ METHODS: dict[str, pcsim.LearningRule] = {
     "spiking + FU": pcsim.ForwardUpdate(),
     "plain PC": pcsim.SettledUpdate(),
 }
-RATE, PLAIN_RATE = 0.8, 0.1
+RATE, PLAIN_RATE = 0.8, 0.05
 HELD_OUT = 10
 """Every so-many-th file is held out."""
 WINDOWS = 64
@@ -89,11 +89,16 @@ class Run:
         self.times: list[float] = []
         """Of each step; bits, steps and seconds are of each measurement."""
         self.steps: list[int] = []
+        self.diverged = False
 
     def learn(self, clamps: dict[str, Tensor]) -> None:
-        """One step, timed."""
+        """One step, timed; a method that diverges stops with the weights that it had."""
         start = time.perf_counter()
-        self.simulator.update(clamps, self.optimizer)
+        try:
+            self.simulator.update(clamps, self.optimizer)
+        except pcsim.errors.DivergenceError:
+            self.diverged = True
+            return
         self.times.append(time.perf_counter() - start)
         self.scheduler.step()
 
@@ -107,8 +112,8 @@ class Run:
 
     @property
     def seconds_per_step(self) -> float:
-        """The median."""
-        return statistics.median(self.times)
+        """The median; NaN where no step was taken."""
+        return statistics.median(self.times) if self.times else math.nan
 
     def sample(self, characters: str, length: int, temperature: float = 0.7) -> str:
         """Text that the network goes on writing after the prompt."""
@@ -124,7 +129,8 @@ class Run:
     def report(self) -> dict[str, Any]:
         """What is written of it."""
         measured = {"steps": self.steps, "seconds": self.seconds, "bits_per_character": self.bits}
-        return {"method": self.method, "seed": self.seed, "seconds_per_step": self.seconds_per_step, **measured}
+        told = {"method": self.method, "seed": self.seed, "diverged": self.diverged}
+        return {**told, "seconds_per_step": self.seconds_per_step, **measured}
 
 
 def train(seed: int, texts: tuple[Tensor, Tensor], classes: int, options: argparse.Namespace) -> list[Run]:
@@ -134,13 +140,17 @@ def train(seed: int, texts: tuple[Tensor, Tensor], classes: int, options: argpar
     shown = windows(texts[1], WINDOWS, options.length, classes, held_out)
     for step in range(1, options.steps + 1):
         clamps = windows(texts[0], options.batch, options.length, classes, batches)
-        going = [run for run in runs if len(run.times) == step - 1 and sum(run.times) < options.seconds]
+        able = [run for run in runs if not run.diverged and sum(run.times) < options.seconds]
+        going = [run for run in able if len(run.times) == step - 1]
         for run in going:
             run.learn(clamps)
-            if step % options.every == 0 or step == options.steps:
+            if run.diverged:
+                print(f"{step:6}  {run.method} has diverged, and stops", flush=True)
+            elif step % options.every == 0 or step == options.steps:
                 run.measure(shown)
-        if going and step % options.every == 0:
-            print(f"{step:6}  " + "  ".join(f"{run.method} {run.bits[-1]:.3f}" for run in going), flush=True)
+        there = [run for run in going if not run.diverged]
+        if there and step % options.every == 0:
+            print(f"{step:6}  " + "  ".join(f"{run.method} {run.bits[-1]:.3f}" for run in there), flush=True)
     return runs
 
 

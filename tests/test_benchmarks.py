@@ -204,6 +204,7 @@ def test_an_unequal_computation_is_told() -> None:
     assert (one.agrees, other.agrees, third.agrees) == (None, True, False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell")
 def test_memory_holds_at_least_what_must_be_kept() -> None:
     memory, workloads = module("memory"), module("workloads")

@@ -921,7 +921,7 @@ def test_a_free_node_rests_where_an_energy_balances_its_children(engine: str, en
     net.add_edge("x", "v")
     net.add_edge("v", "y")
     given = {"x": draw(2, 3), "y": draw(2, 3)}
-    pcsim.Simulator(net, pcsim.Relaxation(4000, 0.02), engine=engine).infer(given)
+    pcsim.Simulator(net, pcsim.Relaxation(1200, 0.02), engine=engine).infer(given)
     value = net["v"].value
     pull, message = energy.value_gradient(value, given["x"], 1.0), given["y"] - value
     if isinstance(energy, pcsim.Laplace):  # its pull jumps at the prediction, about which the value hovers

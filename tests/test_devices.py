@@ -179,7 +179,10 @@ CASES = [
     *((network, rule) for network in NETWORKS for rule in RULES if (network, rule) != ("cyclic", "backprop")),
     *(("chain", relaxation) for relaxation in RELAXATIONS),
 ]
-DEEP = [(network, rule) for network in ("vgg", "resnet") for rule in ("settled", "incremental")]
+DEEP = [
+    ("attention", "incremental"),
+    *((network, rule) for network in ("vgg", "resnet") for rule in RULES if rule != "forward"),
+]
 """Those that take seconds."""
 NO_GENERATOR = ("chain", "sampling")
 """Draws numbers on the device, for which the meta device has no generator."""

@@ -173,6 +173,7 @@ def test_the_reference_shows_every_public_name_and_no_other() -> None:
     assert set(shown) <= public
 
 
+@pytest.mark.slow  # the site is built by .ci/run as well
 def test_the_site_builds_without_a_warning_and_needs_no_network(tmp_path: Path) -> None:
     for tool in ("mkdocs", "material", "mkdocstrings", "latex2mathml"):
         if importlib.util.find_spec(tool) is None:

@@ -27,7 +27,7 @@ LOOSE = {"held": True, "sampled": True, "multiplied": True, "stops": True}
 RULES = (*verify.RULES, pcsim.ArrivalUpdate())
 CASES = verify.cases(rules=RULES, **LOOSE)
 everything = settings(
-    max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
 WITHOUT = ("leave_out", "stacking", "lasting_errors", "direct_moves")
 
@@ -38,7 +38,7 @@ def test_batched_equals_reference(case: verify.Case) -> None:
     verify.check_engines_agree(case)
 
 
-@settings(everything, max_examples=60)
+@settings(everything, max_examples=40)
 @given(CASES, st.sampled_from(WITHOUT))
 def test_every_shortcut_changes_nothing(case: verify.Case, switch: str) -> None:
     verify.check_engines_agree(case, ("reference", partial(BatchedEngine, **{switch: False})))
@@ -97,7 +97,7 @@ def odd_edges(source: tuple[int, ...], contribution: tuple[int, ...]) -> st.Sear
     return st.builds(made, verify.linear_edge_modules(source, contribution), kinds)
 
 
-@settings(everything, max_examples=50)
+@settings(everything, max_examples=35)
 @given(
     verify.cases(verify.networks(nodes=(2, 6), node_factory=odd_nodes, edge_factory=odd_edges), rules=RULES, stops=True)
 )

@@ -269,6 +269,21 @@ def test_characters_at_a_few(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert shown.count("seed 0:\ndef ") == 4
 
 
+def test_characters_goes_on_without_a_method_that_diverges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in range(2):
+        (tmp_path / f"m{place}.py").write_text("def a(b):\n    return b\n" * 9, encoding="utf-8")
+    script, path = example("characters"), tmp_path / "runs.json"
+    monkeypatch.setattr(script, "PLAIN_RATE", 1e9)
+    small = "--steps 2 --every 1 --blocks 1 --width 8 --heads 2 --length 8 --batch 4 --characters 0"
+    script.main([*small.split(), "--methods", "backprop", "plain PC", "--text", str(tmp_path), "--json", str(path)])
+    backprop, plain = json.loads(path.read_text())
+    assert (backprop["diverged"], backprop["steps"]) == (False, [1, 2])
+    assert (plain["diverged"], plain["steps"]) == (True, [])
+    assert "plain PC has diverged, and stops" in capsys.readouterr().out
+
+
 def test_characters_held_out_are_of_other_files(tmp_path: Path) -> None:
     for place in range(21):
         (tmp_path / f"m{place:02}.py").write_text(f"{place:02}é", encoding="utf-8")
@@ -386,7 +401,10 @@ WHY_TINY = {
 }
 
 
-@pytest.mark.parametrize("name", WHY_TINY)
+SLOWER = ("missing_inputs",)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOWER else ()) for n in WHY_TINY])
 def test_why_compares_tells_and_draws(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,7 +23,7 @@ ENGINES = ("reference", "batched")
 LOCAL_RULES = tuple(rule for rule in verify.RULES if not rule.backprop)
 
 thorough = settings(
-    max_examples=35,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     database=None,

@@ -770,6 +770,7 @@ def test_a_network_of_one_s_own_gets_other_weights() -> None:
 EXAMPLE = Path(__file__).parent.parent / "examples" / "verify_my_network.py"
 
 
+@pytest.mark.slow
 def test_the_example_passes_as_a_file_of_pytest() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", str(EXAMPLE), "-n", "0", "-q", "-p", "no:cacheprovider"],
