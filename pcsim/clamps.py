@@ -118,9 +118,6 @@ def read(
     some = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
     dtype, device = fingerprint.tensor_options or network.tensor_options(otherwise=some)
     late = not reads_freely(device)
-    for name in named:
-        if name not in network.nodes:
-            raise ClampError(f"clamp {name!r}: no such node; the network has {listed(network.nodes)}")
     whole = _all_integers(network, named, streams, fingerprint.integers, device)
     fits = {
         name: whole[name].clamp(late) if name in whole else _clamp(network, name, given, dtype, device, late)
@@ -210,8 +207,6 @@ def read_precision(
     """
     found = {}
     for name, value in _by_name(network, precision, "precision").items():
-        if name not in network.nodes:
-            raise ClampError(f"precision {name!r}: no such node; the network has {listed(network.nodes)}")
         node = network.nodes[name]
         if not node.predicted or node.deterministic or node.log_precision is not None:
             why = "learns its own" if node.log_precision is not None else "has no error of its own to weigh"
@@ -230,17 +225,12 @@ def read_precision(
         found[name] = given.detach()
 
     def refuse() -> None:
-        if unread is not None:
-            unread.refuse()
         for name, value in found.items():
             if not bool(((value >= 0) & torch.isfinite(value)).all()):
                 raise ClampError(f"precision {name!r}: holds a negative number, NaN or infinity; give at least 0")
 
-    if unread is None:
-        refuse()
-        return found, None
     sizes = (torch.where(value >= 0, value, math.nan).sum() for value in found.values())
-    return found, Unread((*unread.sizes, *sizes), refuse)
+    return found, _beside(unread, sizes, refuse)
 
 
 def with_constants(network: Network, clamps: dict[str, Clamp], first: Tensor) -> dict[str, Clamp]:
@@ -366,8 +356,6 @@ def read_start(
     """
     found = {}
     for name, value in _by_name(network, start, "init").items():
-        if name not in network.nodes:
-            raise ClampError(f"init {name!r}: no such node; the network has {listed(network.nodes)}")
         node = network.nodes[name]
         full = name in clamps and clamps[name].mask is None
         if full or node.deterministic:
@@ -382,16 +370,24 @@ def read_start(
             )
 
     def refuse() -> None:
-        if unread is not None:
-            unread.refuse()
         for name, value in found.items():
             if not bool(torch.isfinite(value).all()):
                 raise ClampError(f"init {name!r}: holds NaN or infinity; give finite values")
 
+    return found, _beside(unread, (value.sum().abs() for value in found.values()), refuse)
+
+
+def _beside(unread: Unread | None, sizes: Iterable[Tensor], refuse: Callable[[], None]) -> Unread | None:
+    """What is to be read with what is read late; where nothing is, it is looked at now."""
     if unread is None:
         refuse()
-        return found, None
-    return found, Unread((*unread.sizes, *(value.sum().abs() for value in found.values())), refuse)
+        return None
+
+    def refuse_each() -> None:
+        unread.refuse()
+        refuse()
+
+    return Unread((*unread.sizes, *sizes), refuse_each)
 
 
 def _by_name(network: Network, clamps: Clamps, kind: str = "clamp") -> dict[str, Given]:
@@ -408,6 +404,8 @@ def _by_name(network: Network, clamps: Clamps, kind: str = "clamp") -> dict[str,
             raise ClampError(f"{kind} {name!r}: that node belongs to another network; pass this one's, or its name")
         if name in named:
             raise ClampError(f"{kind} {name!r}: given twice, by name and by node; give it once")
+        if name not in network.nodes:
+            raise ClampError(f"{kind} {name!r}: no such node; the network has {listed(network.nodes)}")
         named[name] = given
     return named
 

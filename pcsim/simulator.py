@@ -286,7 +286,7 @@ class Simulator:
         scaled = {parameter: nudging.factor * gradient for parameter, gradient in gradients.items()}
         if nudging.centred:
             opposite = nudging.opposite()
-            task = attrs.evolve(state.task, record=False, probes=(), target_weight=opposite.weight)
+            task = attrs.evolve(state.task.unwatched, target_weight=opposite.weight)
             other = self.engine.relax(task, attrs.evolve(state.batch, nudge=opposite.place, unread=None))
             for parameter, gradient in self.engine.gradients(other).items():
                 scaled[parameter] = scaled.get(parameter, 0.0) - nudging.factor * gradient

@@ -1140,8 +1140,8 @@ MUTANTS = (
     ),
     Mutant(
         "simulator.py",
-        "task = attrs.evolve(state.task, record=False, probes=(), target_weight=opposite.weight)",
-        "task = attrs.evolve(state.task, record=False, probes=())",
+        "task = attrs.evolve(state.task.unwatched, target_weight=opposite.weight)",
+        "task = state.task.unwatched",
         "The other side of soft centred nudging weighs as the first.",
     ),
     Mutant(

@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from shared.script import command_line, save
+from shared.script import command_line, draw_accuracy, save
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
@@ -49,12 +49,7 @@ def draw(
     """Accuracy over epochs, and the similarity of each edge's update before and after training."""
     figure = plots.new_figure(11, 7)
     above, below = figure.subfigures(2, height_ratios=[1, 1.3])
-    axes = above.subplots()
-    for (method, curve), (colour, marker, dashes) in zip(curves.items(), plots.LINES, strict=False):
-        axes.plot(range(1, len(curve) + 1), curve, label=method, color=colour, marker=marker, linestyle=dashes)
-    axes.set(xlabel="epoch", ylabel="test accuracy", xticks=range(1, options.epochs + 1))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    draw_accuracy(curves, above)
     for part, (moment, own) in zip(below.subfigures(1, 2), similarities.items(), strict=True):
         plots.similarity_by_edge(own, figure=part)
         part.suptitle(f"{moment} training")

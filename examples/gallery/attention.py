@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from shared.script import command_line, save
+from shared.script import command_line, draw_accuracy, save
 from torch.optim import AdamW
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -74,12 +74,7 @@ def draw(
     """Accuracy over epochs, and the similarity of each edge's update to backprop's."""
     figure = plots.new_figure(11, 8)
     above, below = figure.subfigures(2, height_ratios=[1, 1.3])
-    axes = above.subplots()
-    for (method, curve), (colour, marker, dashes) in zip(curves.items(), plots.LINES, strict=False):
-        axes.plot(range(1, len(curve) + 1), curve, label=method, color=colour, marker=marker, linestyle=dashes)
-    axes.set(xlabel="epoch", ylabel="test accuracy", xticks=range(1, options.epochs + 1))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    draw_accuracy(curves, above)
     plots.similarity_by_edge(similarities, figure=below)
     save(figure, options.plot)
 

@@ -413,14 +413,14 @@ def probe(state: State, now: Evaluation | None = None) -> Probed:
     clamping = state.task.clamping
     now = Evaluation(state, state.last_step, later=True) if now is None else now
     seen = {}
-    for probe in state.task.probes:
-        name, inner = probe.node, probe.node in clamping.deterministic
+    for each in state.task.probes:
+        name, inner = each.node, each.node in clamping.deterministic
         ask = {
             "value": now.prediction if inner else now.value.__getitem__,
             "prediction": now.prediction,
             "error": (lambda name: torch.zeros_like(now.prediction(name))) if inner else now.error,
         }
-        seen[name] = {part: probe.chosen(ask[part](name)) for part in probe.of or ()}
+        seen[name] = {part: each.chosen(ask[part](name)) for part in each.of or ()}
     return seen
 
 
@@ -514,7 +514,7 @@ def arrived(state: State) -> dict[nn.Parameter, Tensor]:
     At the step at which the error arrives at a node, the parameters of the node and its edges learn from it, and those
     of the deterministic nodes through which it passes.
     """
-    task = attrs.evolve(state.task, record=False, probes=())
+    task = state.task.unwatched
     again, reached, total = begin(task, state.batch), Reached(task), dict[nn.Parameter, Tensor]()
     for step, now in enumerate(steps(again)):
         if step == state.steps:

@@ -61,6 +61,11 @@ class Task:
         return self.clamping.network
 
     @property
+    def unwatched(self) -> Task:
+        """The same, of which nothing is recorded."""
+        return attrs.evolve(self, record=False, probes=())
+
+    @property
     def held(self) -> bool:
         """Whether predictions and Jacobians stay those of the forward pass."""
         return self.relaxation.hold_predictions

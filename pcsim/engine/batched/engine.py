@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -232,7 +231,7 @@ class BatchedEngine(Engine):
         task = program.plan.task
         if not task.learns_each_step:
             try:
-                for _ in local_rules.steps(local_rules.begin(attrs.evolve(task, record=False, probes=()), batch)):
+                for _ in local_rules.steps(local_rules.begin(task.unwatched, batch)):
                     pass
             except DivergenceError as error:
                 return error

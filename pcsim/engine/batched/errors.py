@@ -132,8 +132,9 @@ def _own_scale(memory: Memory, nodes: Sequence[Node], factors: Sequence[float]) 
     """π w of nodes whose own precision is a tensor, (k, 1 or batch, *shape), or without the first axis of one."""
     scales, given = [], memory.at_hand().precision
     for node, factor in zip(nodes, factors, strict=True):
-        own = torch.as_tensor(given.get(node.name, node.own_precision), dtype=memory.arena.dtype).detach()
-        scales.append((factor * own.to(memory.arena.device)).expand(len(own) if node.name in given else 1, *node.shape))
+        own = given.get(node.name, node.own_precision)
+        scale = factor * torch.as_tensor(own, dtype=memory.arena.dtype, device=memory.arena.device).detach()
+        scales.append(scale.expand(len(scale) if node.name in given else 1, *node.shape))
     if len(scales) == 1:
         return scales[0]
     return torch.stack([scale.expand(max(map(len, scales)), *scale.shape[1:]) for scale in scales])

@@ -121,8 +121,8 @@ class Plan:
             heard[wiring.source[phase.message]] = step
         once = (active == 1) & ~self._after(None).predicted & ~np.isnan(wiring.own_precision)
         once &= last == wiring.level if rule.at_arrival else (heard < last) & wiring.proportional
-        # Deterministic nodes that learn gather several errors, each with a factor of its own.
         once &= ~wiring.streamed  # what was sent was another frame's
+        # Deterministic nodes that learn gather several errors, each with a factor of its own.
         known = once & ~wiring.any_of(wiring.between & wiring.learns[wiring.source], wiring.target)
         weight = wiring.energy_weight[known]
         sent = scale[known] * weight * wiring.own_precision[known]
