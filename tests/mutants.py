@@ -680,9 +680,27 @@ MUTANTS = (
     ),
     Mutant(
         "engine/planning/plan.py",
-        "once &= last == wiring.level if rule.at_arrival else (heard < last) & wiring.proportional",
-        "once &= last == wiring.level if rule.at_arrival else wiring.proportional",
+        "once &= sending.last == wiring.level if rule.at_arrival else sending.over & wiring.proportional",
+        "once &= sending.last == wiring.level if rule.at_arrival else wiring.proportional",
         "An error that is changed by what arrives later is kept.",
+    ),
+    Mutant(
+        "engine/planning/plan.py",
+        "heard = sending.over & (sending.heard >= 0) & (read <= sending.last)",
+        "heard = sending.over & (sending.heard >= 0)",
+        "An edge reads a value whose node has still to move by its own error.",
+    ),
+    Mutant(
+        "engine/planning/plan.py",
+        "heard = sending.over & (sending.heard >= 0) & (read <= sending.last)",
+        "heard = (sending.heard >= 0) & (read <= sending.last)",
+        "What a node hears late is shrunk as if its own error had been sent after it.",
+    ),
+    Mutant(
+        "engine/planning/plan.py",
+        "return 1 - self.task.relaxation.rate * sent",
+        "return 1 - sent",
+        "Nodes that have waited move by all of their own error.",
     ),
     Mutant(
         "engine/planning/plan.py",

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -366,6 +367,30 @@ class TestPlan:
         assert [factors[name] for name in hidden] == pytest.approx([1 - rate] * (depth - 1))
         assert factors["output"] == 1.0
         assert math.isnan(factors["input"])
+
+    @pytest.mark.parametrize("rule", [pcsim.ForwardUpdate(), pcsim.ArrivalUpdate()], ids=str)
+    def test_what_it_moves_by_that_error_may_wait_for_the_end(self, rule: pcsim.LearningRule) -> None:
+        depth, rate = 5, 0.3
+        net, clamps = chain(depth)
+        sim = pcsim.Simulator(net, pcsim.Relaxation(depth, rate, precision=pcsim.Spiking(alpha=0.0)), rule)
+        sim.infer(clamps)
+        waiting = [sim.plan.wiring.nodes[place].name for place in np.flatnonzero(sim.plan.finished)]
+        assert waiting == [f"hidden{k}" for k in range(1, depth)]
+        assert [operation.name for operation in sim.program.end] == ["own error"]
+        sim.infer(clamps, record=True)
+        assert not sim.program.end
+
+    def test_a_node_whose_prediction_changes_does_not_wait(self) -> None:
+        net = pcsim.Network()
+        x, low, high, near, far = (net.add_node(name, (2,)) for name in ("x", "low", "high", "near", "far"))
+        for source, target in ((x, low), (low, high), (high, near), (low, far)):
+            net.add_edge(source, target, nn.Linear(2, 2))
+        clamps = {"x": torch.randn(3, 2), "near": torch.randn(3, 2), "far": torch.randn(3, 2)}
+        relaxation = pcsim.Relaxation(3, 0.3, precision=pcsim.Spiking(alpha=0.0))
+        sim = pcsim.Simulator(net, relaxation, pcsim.ForwardUpdate())
+        sim.infer(clamps)
+        places = dict(zip(net.nodes, sim.plan.finished.tolist(), strict=True))
+        assert [name for name, waits in places.items() if waits] == ["low"]
 
     @pytest.mark.parametrize(
         "relaxation",

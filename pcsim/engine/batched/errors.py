@@ -27,7 +27,7 @@ def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learni
     """δ of the active nodes, with precision and weight; for learning, with weight alone."""
     rule = memory.task.rule
     usual = rule.usual or not learning
-    for node, rows in memory.node_rows(phase.active):
+    for node, rows in memory.node_rows(phase.active & ~memory.sloped):
         names = named(node.names, rows)
         scale = scale_of(memory, node, rows, phase, learning=learning)
         if node.keeps_error and usual:
@@ -57,6 +57,35 @@ def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learni
             given: Delta = rule.delta if learning else LearningRule.descent
             call = partial(_by_energy, node, rows.tolist(), given, scale)
             operations.append(Operation("error", call, names))
+
+
+def slope(memory: Memory, operations: list[Operation], phase: Phase) -> None:
+    """Precision and derivative of many nodes' transfers at once, where each of them will send one error only.
+
+    Args:
+        memory: the program's tensors.
+        operations: to add to.
+        phase: whose active nodes those are, at the schedule's value of the step at which they send.
+    """
+    for node, rows in memory.node_rows(phase.active):
+        names, goal = named(node.names, rows), node.part("delta", rows)
+        scale = torch.as_tensor(scale_of(memory, node, rows, phase, learning=False), dtype=memory.arena.dtype)
+        delta = goal.cell.read()
+        scale = scale.to(memory.arena.device).expand(delta.shape)
+        operations.append(Operation("precision", partial(delta.copy_, scale), names))
+        goal.scatter(operations, names)
+    pull(memory, operations, phase.active, np.zeros_like(phase.active))
+
+
+def leave(memory: Memory, operations: list[Operation]) -> None:
+    """Move the nodes that have waited by their own errors, all at once."""
+    for node, rows in memory.node_rows(memory.waiting):
+        names, part = named(node.names, rows), node.part("displacement", rows)
+        left = torch.as_tensor(memory.plan.left_over(node.group.positions[rows]), dtype=memory.arena.dtype)
+        moved = read(part, operations, names).read()
+        left = left.to(memory.arena.device).view(-1, *[1] * (moved.dim() - 1)) if len(rows) > 1 else left[0]
+        operations.append(Operation("own error", partial(moved.mul_, left), names))
+        part.scatter(operations, names)
 
 
 def _multiply(memory: Memory, multiplier: Cell, error: Tensor) -> None:
@@ -168,7 +197,12 @@ def pull(memory: Memory, operations: list[Operation], nodes: Mask, learn: Mask) 
         nodes: nodes whose δ is there.
         learn: nodes whose own parameters learn from it, so that autograd may find their gradients on the same way.
     """
-    for node, rows in memory.node_rows(nodes):
+    for node, rows in memory.node_rows(nodes & memory.sloped):
+        names, there = named(node.names, rows), node.part("delta", rows)
+        slope, error = (read(part, operations, names).read() for part in (there, node.part("displacement", rows)))
+        operations.append(Operation("error", partial(slope.mul_, error), names))
+        there.scatter(operations, names)
+    for node, rows in memory.node_rows(nodes & ~memory.sloped):
         names = named(node.names, rows)
         if node.trace is not None:
             incoming = np.flatnonzero(memory.wiring.target == node.group.positions[0])

@@ -113,7 +113,7 @@ def measured(programs: Sequence[Program], steps: int, measure: Measure) -> Itera
     def stage_of(operation: Operation) -> Stage:
         return "learning" if operation.name.startswith("gradient") else "messages"
 
-    before = [(program.start, program.calls, program.learning(steps)[:]) for program in programs]
+    before = [(program.start, program.calls, program.end, program.learning(steps)[:]) for program in programs]
     try:
         for program in programs:
             program.start = [watched("start", operation) for operation in program.start]
@@ -124,10 +124,11 @@ def measured(programs: Sequence[Program], steps: int, measure: Measure) -> Itera
                 )
                 for predictions, update in program.steps
             ]
+            program.end = [watched("messages", operation) for operation in program.end]
             program.learning(steps)[:] = [watched("learning", operation) for operation in program.learning(steps)]
         yield (result := [])
         result += [each for each in found.values() if each.calls or each.bytes]
     finally:
-        for program, (start, calls, learning) in zip(programs, before, strict=True):
-            program.start, program.calls = start, calls
+        for program, (start, calls, end, learning) in zip(programs, before, strict=True):
+            program.start, program.calls, program.end = start, calls, end
             program.learning(steps)[:] = learning

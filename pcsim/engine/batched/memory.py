@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from pcsim.engine.batched.edges import Activity, EdgeMemory
@@ -45,6 +46,11 @@ class Memory:
             EdgeMemory(group, self.nodes[group.source], self.nodes[group.target], arena, ("edge", place), self._seed)
             for place, group in enumerate(groups.edges)
         ]
+        nowhere = np.zeros(len(plan.wiring.nodes), bool)
+        self.waiting: Mask = nowhere
+        """Nodes whose own error moves them once all steps are over."""
+        self.sloped: Mask = nowhere
+        """Nodes at whose δ the precision and the transfer's derivative lie until what they receive is multiplied in."""
         self.rows = {name: (memory, row) for memory in self.nodes for row, name in enumerate(memory.names)}
         """Where each node lies, by name."""
 

@@ -202,7 +202,7 @@ def delta_after(
 
 def own_pull(memory: Memory, operations: list[Operation], phase: Phase, *, direct: bool) -> None:
     """What the active free nodes move by their own errors; straight in their values, or in their descent."""
-    for node, rows in memory.node_rows(phase.active & memory.wiring.free & ~memory.wiring.following):
+    for node, rows in memory.node_rows(phase.active & memory.wiring.free & ~(memory.wiring.following | memory.waiting)):
         names = named(node.names, rows)
         if node.node.energy_function.gaussian:
             delta = read(node.part("delta", rows), operations, names)

@@ -60,18 +60,23 @@ class Program:
         self._writes_first = self._direct and not (self._task.record or self._task.probes)
         self._found = Found()
         self.largest = messages.Largest()
+        relaxation, record = self._task.relaxation, self._task.record
+        stops = relaxation.tolerance is not None or relaxation.least_rate is not None
+        counts = relaxation.temperature > 0 or relaxation.multipliers > 0
+        self.uninterrupted = not (record or stops or counts or self._watches or self._task.learns_each_step)
+        """Whether nothing happens between two steps."""
         self.start = self._compile_start()
+        if self.uninterrupted and self._direct and plan.phases:
+            self._let_wait()
         self.steps = [self._compile_step(phase) for phase in plan.phases]
         """What brings predictions up to date, and what follows from them, of each different step."""
         # What a run calls again and again, without looking it up in its operation each time.
         self.calls = [
             ([each.call for each in predictions], [each.call for each in update]) for predictions, update in self.steps
         ]
-        relaxation, record = self._task.relaxation, self._task.record
-        stops = relaxation.tolerance is not None or relaxation.least_rate is not None
-        counts = relaxation.temperature > 0 or relaxation.multipliers > 0
-        self.uninterrupted = not (record or stops or counts or self._watches or self._task.learns_each_step)
-        """Whether nothing happens between two steps."""
+        self.end: list[Operation] = []
+        """What follows the last step where nothing happens between two."""
+        errors.leave(self._memory, self.end)
         self._views = self._state_views()
         self._valued: dict[int, tuple[Mapping[str, Tensor], dict[str, Tensor]]] = {}
         self._checked: dict[int, list[Tensor]] = {}
@@ -148,6 +153,21 @@ class Program:
             for kept, original in node.copies:
                 operations.append(Operation("keep", partial(kept.copy_, original), node.names))
         return operations
+
+    def _let_wait(self) -> None:
+        """What may wait until all steps are over, and what may be computed of many nodes before they begin."""
+        memory, plan = self._memory, self.plan
+        memory.waiting = plan.finished
+        together = np.zeros_like(memory.waiting)
+        for node in memory.nodes:
+            alike = memory.waiting[node.group.positions]
+            if node.group.by_units and node.chain and alike.sum() > 1:
+                together[node.group.positions[alike]] = True
+        schedule = np.zeros(len(together))
+        for phase in plan.phases:
+            schedule[phase.active] = phase.schedule[phase.active]
+        errors.slope(memory, self.start, attrs.evolve(plan.phases[0], active=together, schedule=schedule))
+        memory.sloped = together
 
     @property
     def _nudged(self) -> list[NodeMemory]:
@@ -307,7 +327,8 @@ class Program:
 
     def all_calls(self) -> Iterator[Callable[[], object]]:
         """What all steps call, in order."""
-        return chain.from_iterable(chain.from_iterable(map(self.calls.__getitem__, self.plan.sequence)))
+        steps = chain.from_iterable(map(self.calls.__getitem__, self.plan.sequence))
+        return chain(chain.from_iterable(steps), (each.call for each in self.end))
 
     def at(self, step: int) -> None:
         """Say which step is being taken, and show its frames."""
@@ -506,6 +527,8 @@ class Program:
             lines.append(f"step {first}:" if first == last else f"steps {first} to {last}:")
             lines += [f"  {each}" for each in (*self.steps[position][0], *self.steps[position][1])]
             first = last + 1
+        if self.end:
+            lines += ["end:", *(f"  {each}" for each in self.end)]
         if not self._task.learns_each_step:
             lines += ["learn:", *(f"  {each}" for each in self.learning(len(self.plan.sequence)))]
         return "\n".join(lines)

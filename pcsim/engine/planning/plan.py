@@ -10,8 +10,31 @@ import numpy as np
 from pcsim.engine.planning import liveness
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.text import describe, html
-from pcsim.engine.planning.wiring import Factors, Mask, Wiring
+from pcsim.engine.planning.wiring import Factors, Mask, Positions, Wiring
 from pcsim.engine.problem import Task
+
+
+@attrs.frozen(eq=False)
+class _Sending:
+    """When errors are sent and heard.
+
+    Args:
+        once: nodes that are active at one step only.
+        last: the last step at which each is active.
+        heard: the last step at which a message comes to it; −1 where none does.
+        precision: π at that last step, the schedule in it.
+    """
+
+    once: Mask
+    last: Positions
+    heard: Positions
+    precision: Factors
+
+    @property
+    def over(self) -> Mask:
+        """Nodes that hear nothing from the step on at which they are active."""
+        over: Mask = self.heard < self.last
+        return over
 
 
 class Plan:
@@ -111,6 +134,41 @@ class Plan:
         lasting = task.learns_forward or rule.at_arrival
         if not (plain and self.leave_out and self._shares_errors and lasting) or not rule.usual:
             return factors
+        sending = self._sending
+        once = sending.once & ~self._after(None).predicted & ~np.isnan(wiring.own_precision)
+        once &= sending.last == wiring.level if rule.at_arrival else sending.over & wiring.proportional
+        once &= ~wiring.streamed  # what was sent was another frame's
+        # Deterministic nodes that learn gather several errors, each with a factor of its own.
+        known = once & ~wiring.any_of(wiring.between & wiring.learns[wiring.source], wiring.target)
+        weight = wiring.energy_weight[known]
+        sent = sending.precision[known] * weight
+        moves = wiring.free[known] & (not rule.at_arrival)
+        factors[known] = weight * np.where(moves, 1 - relaxation.rate * sent, 1.0) / sent
+        return factors
+
+    @cached_property
+    def finished(self) -> Mask:
+        """Nodes whose value nothing reads once they have sent their lasting error, and that hear nothing any more.
+
+        What such a node moves by its own error is a known multiple of what it has received by then, and may wait
+        until all steps are over; so may nothing else of it.
+        """
+        sending = self._sending
+        read = np.full(len(self.wiring.nodes), -1)
+        for step, position in enumerate(self.sequence):
+            read[self.phases[position].form] = step
+        heard = sending.over & (sending.heard >= 0) & (read <= sending.last)
+        return heard & self.received & self.wiring.free & self.wiring.proportional & ~np.isnan(self.lasting_errors)
+
+    def left_over(self, nodes: Positions) -> Factors:
+        """1 − rate · π w of finished nodes: what their own error leaves of what they have received."""
+        sent: Factors = self._sending.precision[nodes] * self.wiring.energy_weight[nodes]
+        return 1 - self.task.relaxation.rate * sent
+
+    @cached_property
+    def _sending(self) -> _Sending:
+        """Who sends an error when."""
+        wiring, count = self.wiring, len(self.wiring.nodes)
         active, scale = np.zeros(count, np.intp), np.zeros(count)
         last, heard = np.zeros(count, np.intp), np.full(count, -1)
         for step, position in enumerate(self.sequence):
@@ -119,16 +177,7 @@ class Plan:
             last[phase.active] = step
             scale[phase.active] = phase.schedule[phase.active]
             heard[wiring.source[phase.message]] = step
-        once = (active == 1) & ~self._after(None).predicted & ~np.isnan(wiring.own_precision)
-        once &= last == wiring.level if rule.at_arrival else (heard < last) & wiring.proportional
-        once &= ~wiring.streamed  # what was sent was another frame's
-        # Deterministic nodes that learn gather several errors, each with a factor of its own.
-        known = once & ~wiring.any_of(wiring.between & wiring.learns[wiring.source], wiring.target)
-        weight = wiring.energy_weight[known]
-        sent = scale[known] * weight * wiring.own_precision[known]
-        moves = wiring.free[known] & (not rule.at_arrival)
-        factors[known] = weight * np.where(moves, 1 - relaxation.rate * sent, 1.0) / sent
-        return factors
+        return _Sending(active == 1, last, heard, scale * wiring.own_precision)
 
     def left_out(self) -> float:
         """Share of the full work, predictions and messages of every edge at every step, that the plan leaves out."""
