@@ -111,10 +111,11 @@ class Simulator:
         self._checked: set[tuple[object, ...]] = set()
         self._optimizer: tuple[weakref.ref[Optimizer], object] | None = None
         self._learning = WeakIdKeyDictionary()
+        self._single: Fingerprint | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """Without the latest run, so that a copy starts afresh."""
-        latest = ("_state", "_clampings", "_checked", "_optimizer", "_learning")
+        latest = ("_state", "_clampings", "_checked", "_optimizer", "_learning", "_single")
         return {name: value for name, value in self.__dict__.items() if name not in latest}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -453,8 +454,9 @@ class Simulator:
         steps = self._unchanging(predicting, resting) or self.relaxation.steps
         fits, first, unread = given.read(self.network, clamps, fingerprint, steps, size)
         streams = tuple((name, clamp.every) for name, clamp in fits.items() if clamp.frames is not None)
-        if len(first) == 1 and not predicting:
+        if len(first) == 1 and not predicting and self._single is not fingerprint:
             checks.single_sample(self.network)
+            self._single = fingerprint
         if self.network.constants:
             fits = given.with_constants(self.network, fits, first)
         begun = {} if predicting else self._carried(fits, first)

@@ -1018,9 +1018,9 @@ MUTANTS = (
     ),
     Mutant(
         "engine/kernels/elementwise.py",
-        "aten.gelu_backward(delta, value, approximate=how)",
-        'aten.gelu_backward(delta, value, approximate="none")',
-        "The approximate GELU sends the exact one's messages where it has no place to write.",
+        "partial(aten.gelu_backward.grad_input, delta, at, **self.settings(module), grad_input=out)",
+        "partial(aten.gelu_backward.grad_input, delta, at, grad_input=out)",
+        "The approximate GELU sends the exact one's messages.",
     ),
     Mutant(
         "engine/kernels/elementwise.py",
@@ -1121,8 +1121,8 @@ MUTANTS = (
     ),
     Mutant(
         "simulator.py",
-        "if len(first) == 1 and not predicting:",
-        "if len(first) == 1:",
+        "if len(first) == 1 and not predicting and self._single",
+        "if len(first) == 1 and self._single",
         "A prediction of one sample is refused where training normalises.",
         "Predictions run in evaluation mode, in which none of torch's normalisations is refused one sample.",
     ),

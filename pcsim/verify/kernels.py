@@ -86,6 +86,9 @@ def _compare(kernel: Kernel[Any], module: nn.Module, shape: tuple[int, ...], bat
             written = torch.full_like(output, 7.0)
             kernel.predicting(call, value, written)()
             _same(module, "written prediction", written, output, tolerance)
+            back = torch.full_like(value, 7.0)
+            kernel.messaging(call, delta.clone(), *kept[kernel.reads], back)()
+            _same(module, "written message", back, message, tolerance)
         if kernel.adds:
             goal = torch.full_like(value, 7.0)
             kernel.adding(call, delta, goal, -0.5)()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from functools import cached_property, partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -15,7 +16,7 @@ from pcsim.engine.batched.nodes import NodeMemory
 from pcsim.engine.batched.places import Arena, Cell, Part, run_of
 from pcsim.engine.batched.weights import Weights
 from pcsim.engine.kernels.autograd import Traced
-from pcsim.engine.kernels.chain import Link, shape_after, shared_places
+from pcsim.engine.kernels.chain import Link, fills, shapes_in, shared_places
 from pcsim.engine.planning.wiring import Positions
 
 Activity: TypeAlias = Literal["start", "present", "forward"]
@@ -60,15 +61,19 @@ class EdgeMemory:
         """Whether contributions go straight to the target's inlet; otherwise they are kept here, to be combined."""
         units = max(math.prod(source.node.shape), math.prod(target.node.shape))
         self._most_gathered = max(1, GATHERED_BYTES // (arena.batch * units * arena.dtype.itemsize))
-        self._shapes = self._inner_shapes() if len(group.edges) > 1 and len(self.chain) > 1 else []
+        if self.chain and self.chain[-1].kernel.fills_out:
+            target.takes_any_tensor = False
         self.weights = Weights(group, arena, key)
 
-    def _inner_shapes(self) -> list[tuple[int, ...]]:
-        shapes, shape = [], self.source.node.shape
-        for link in self.chain:
-            shape = shape_after(link.module, shape, self.group.edges[0])
-            shapes.append(shape)
-        return shapes
+    @cached_property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return shapes_in(self.chain, self.source.node.shape, self.group.edges[0])
+
+    def _shape(self, place: int) -> tuple[int, ...]:
+        """The shape of a place of the chain, the batch axis left out; only those within have to be asked for."""
+        if place in (0, self.length):
+            return self.group.edges[0].contribution_shape if place else self.source.node.shape
+        return self._shapes[place]
 
     def _kept(self, name: Hashable, make: Callable[[], Any]) -> Any:
         return self._arena.kept((self._key, name), make)
@@ -93,20 +98,20 @@ class EdgeMemory:
         share = self._shares[link] if self.chain else link
         if share == self.length and self.direct:
             return self.target.place(0, self.group.target_rows[rows])
-        if len(self.group.edges) == 1:
-            cell: Cell = self._kept(("inner", share), Cell)
-            return cell
-        shape = self.group.edges[0].contribution_shape if share == self.length else self._shapes[share - 1]
         name, count = ("inner", share), len(self.group.edges)
+        if count == 1:
+            filled = self.trace is None and fills(self.chain, self._shares, share)
+            return self._arena.cell((self._key, name), partial(self._shape, share), filled=filled)
+        shape = self._shape(share)
         stack: Tensor = self._kept(name, lambda: self._arena.new(count, shape, torch.contiguous_format))
         return self._arena.part((self._key, name), stack, rows)
 
     def message_cell(self, link: int, rows: Positions) -> Cell:
         """Where the error pulled back through links ``link`` and later goes."""
         if len(self.group.edges) == 1:
-            cell: Cell = self._kept(("message", link), Cell)
-            return cell
-        shape = self._shapes[link - 1] if link else self.source.node.shape
+            filled = self.trace is None and bool(self.chain) and self.chain[link].kernel.fills_out
+            return self._arena.cell((self._key, "message", link), partial(self._shape, link), filled=filled)
+        shape = self._shape(link)
         count = self._most_gathered if len(rows) <= self._most_gathered else len(self.group.edges)
         count = min(count, len(self.group.edges))
         key = ("message", link, count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pcsim.engine.batched.groups import NodeGroup
 from pcsim.engine.batched.places import Arena, Cell, Part, run_of
 from pcsim.engine.batched.weights import weights_of
 from pcsim.engine.kernels.autograd import Traced
-from pcsim.engine.kernels.chain import Link, shared_places
+from pcsim.engine.kernels.chain import Link, fills, inlet_shape, shapes_in, shared_places
 from pcsim.engine.kernels.kernel import Call
 from pcsim.engine.planning.plan import Plan
 from pcsim.engine.planning.wiring import Positions
@@ -90,7 +91,7 @@ class NodeMemory:
         if single and self._shares[0] != len(self.chain):
             self._shares[0] = 0  # the inlet of a single node has a place of its own, to which edges may add
         self.takes_any_tensor = single and len(node.incoming) == 1
-        """Whether what arrives before the transfer may be any tensor."""
+        """Whether what arrives before the transfer may be any tensor; not where the one edge fills what it is given."""
         self._parts: dict[Hashable, Part] = {}
         self.outlets: dict[int, Cell] = {}
         """Errors pulled back to each edge's contribution, by edge position, where the node goes through autograd."""
@@ -214,8 +215,8 @@ class NodeMemory:
         if len(self.group.nodes) > 1:
             return self.part(f"inlet {share}", rows)
         if share > 0 or self.takes_any_tensor:
-            cell: Cell = self._kept(("place", share), Cell)
-            return cell
+            filled = share > 0 and fills(self.chain, self._shares, share)
+            return self._arena.cell((self._key, "place", share), partial(self._shape, share), filled=filled)
         return self._part("inlet", self._combined(), rows)
 
     def _combined(self) -> Tensor:
@@ -231,6 +232,13 @@ class NodeMemory:
         place = self.place(0, rows)
         assert isinstance(place, Part)
         return place
+
+    @cached_property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        return shapes_in(self.chain, inlet_shape(self.node), self.node)
+
+    def _shape(self, place: int) -> tuple[int, ...]:
+        return self._shapes[place]
 
     @property
     def overwrites_inlet(self) -> bool:
@@ -248,6 +256,6 @@ class NodeMemory:
         """Where the error, pulled back to place ``link`` of the transfer's chain, is found."""
         for later in range(link, len(self.chain)):
             if not self.chain[later].in_place:
-                cell: Cell = self._kept(("pulled", later), Cell)
-                return cell
+                filled = self.chain[later].kernel.fills_out
+                return self._arena.cell((self._key, "pulled", later), partial(self._shape, later), filled=filled)
         return self.part("delta", rows)

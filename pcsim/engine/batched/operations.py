@@ -29,7 +29,7 @@ def message(
 ) -> Callable[[], object]:
     """Runs a kernel backward, from delta to the message to its input."""
     if kernel.fills_out and all(cell.fixed for cell in (delta, value, output, goal)):
-        return partial(kernel.message, call, delta.read(), value.read(), output.read(), goal.read())
+        return kernel.messaging(call, delta.read(), value.read(), output.read(), goal.read())
     return partial(_message, kernel, call, delta, value, output, goal)
 
 

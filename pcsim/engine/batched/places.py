@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from types import BuiltinFunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from pcsim.engine.planning.wiring import Positions
+
+_OUTPUTS = {"out", "grad_input"}
+"""By which torch's functions call what they fill."""
 
 
 class Operation(NamedTuple):
@@ -20,6 +25,14 @@ class Operation(NamedTuple):
     call: Callable[[], object]
     members: Sequence[str] = ()
     """Names of the nodes or edges concerned."""
+
+    @property
+    def native(self) -> bool:
+        """Whether it is one call of torch's own, which leaves all that it makes in tensors that are there."""
+        if not isinstance(self.call, partial) or not isinstance(self.call.func, BuiltinFunctionType | OpOverload):
+            return False
+        fills = not _OUTPUTS.isdisjoint(self.call.keywords)
+        return fills or self.call.func.__name__.endswith("_")
 
     def __str__(self) -> str:
         more = f" and {len(self.members) - 3} more" if len(self.members) > 3 else ""
@@ -53,6 +66,20 @@ class Arena:
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
+
+    def cell(self, key: Hashable, shape: Callable[[], tuple[int, ...]], *, filled: bool) -> Cell:
+        """The cell under a key: of a fixed tensor (batch, *shape) where all that is left there is written into one.
+
+        Images are taken as they come, since every kernel lays them out as it likes.
+        """
+
+        def make() -> Cell:
+            if filled and len(shape()) != 3:
+                return Cell(self.new(1, shape(), torch.contiguous_format)[0])
+            return Cell()
+
+        made: Cell = self.kept(key, make)
+        return made
 
     def part(self, key: Hashable, stack: Tensor, rows: Positions) -> Part:
         """Rows of a stack; if they have to be gathered, in scratch under this key."""
@@ -136,7 +163,13 @@ class Part:
     ) -> None:
         """Add factor · addend, or write it over what is there; rows that occur twice are added to twice."""
         if over:
-            operations.append(Operation(name, partial(_write, self.cell.read(), addend, factor), members))
+            goal = self.cell.read()
+            write = (
+                partial(torch.mul, addend.read(), factor, out=goal)
+                if addend.fixed
+                else partial(_write, goal, addend, factor)
+            )
+            operations.append(Operation(name, write, members))
             self.scatter(operations, members)
             return
         if self.index is not None:

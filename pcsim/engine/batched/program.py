@@ -77,6 +77,8 @@ class Program:
         self.end: list[Operation] = []
         """What follows the last step where nothing happens between two."""
         errors.leave(self._memory, self.end)
+        self.native = all(each.native for lists in self.steps for part in lists for each in part)
+        """Whether all that the steps make lies in tensors of the program, so that autograd need not know of them."""
         self._views = self._state_views()
         self._valued: dict[int, tuple[Mapping[str, Tensor], dict[str, Tensor]]] = {}
         self._checked: dict[int, list[Tensor]] = {}

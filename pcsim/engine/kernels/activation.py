@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -18,15 +20,15 @@ class Activation(Kernel[M]):
 
     stacks, fills_out, elementwise = True, True, True
     function: ClassVar[Any]
-    """Of the values and the settings, with an overload that fills ``out``."""
+    """Of the values and the settings; it fills ``out``."""
 
-    def settings(self, module: M) -> tuple[float, ...]:
-        """What the function takes beside the values; nothing by default."""
-        return ()
+    def settings(self, module: M) -> dict[str, Any]:
+        """What the function takes beside the values, by keyword; nothing by default."""
+        return {}
 
     @abstractmethod
-    def pull_back(self, module: M, delta: Tensor, at: Tensor, out: Tensor) -> Tensor:
-        """Fill ``out`` with delta times the derivative.
+    def pulling(self, module: M, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
+        """What fills ``out`` with delta times the derivative when it is called.
 
         Args:
             module: whose settings count.
@@ -37,13 +39,20 @@ class Activation(Kernel[M]):
 
     def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
         """The function of each unit."""
-        settings = self.settings(call.module)
-        result: Tensor = (
-            self.function(value, *settings) if out is None else self.function.out(value, *settings, out=out)
-        )
-        return result
+        out = torch.empty_like(value) if out is None else out
+        self.predicting(call, value, out)()
+        return out
+
+    def predicting(self, call: Call, value: Tensor, out: Tensor) -> Callable[[], object]:
+        """Fills ``out`` with the function of each unit."""
+        return partial(type(self).function, value, **self.settings(call.module), out=out)
 
     def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta times the derivative."""
-        at = value if self.reads == "input" else output
-        return self.pull_back(call.module, delta, at, torch.empty_like(delta) if out is None else out)
+        out = torch.empty_like(delta) if out is None else out
+        self.messaging(call, delta, value, output, out)()
+        return out
+
+    def messaging(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor) -> Callable[[], object]:
+        """Fills ``out`` with delta times the derivative."""
+        return self.pulling(call.module, delta, value if self.reads == "input" else output, out)

@@ -56,6 +56,19 @@ def shape_after(child: nn.Module, shape: tuple[int, ...], whole: nn.Module) -> t
     return tuple(probe(child, [zeros_for(child, shape, dtype, device)]).shape[1:])
 
 
+def shapes_in(chain: Sequence[Link], shape: tuple[int, ...], whole: nn.Module) -> list[tuple[int, ...]]:
+    """The shape of every place of a chain, the batch axis left out: of the first link's input, and of all outputs."""
+    shapes = [shape]
+    for link in chain:
+        shapes.append(shape_after(link.module, shapes[-1], whole))
+    return shapes
+
+
+def fills(chain: Sequence[Link], shares: Sequence[int], place: int) -> bool:
+    """Whether all that write to a place, in chain order, do so into what they are given."""
+    return all(chain[link].kernel.fills_out for link in range(max(shares.index(place) - 1, 0), place))
+
+
 def shared_places(chain: Sequence[Link], first: int) -> list[int]:
     """For each of a chain's places, the later place whose tensor it shares because a kernel works in place.
 

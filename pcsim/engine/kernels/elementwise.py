@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pcsim.engine.kernels.activation import Activation
 from pcsim.engine.kernels.kernel import Call, Kernel, register
 
 aten = torch.ops.aten
@@ -47,55 +50,42 @@ class Gain(Kernel[nn.Module]):
         return torch.mul(delta, self._gain, out=out)
 
 
-class Tanh(Kernel[nn.Tanh]):
+class Tanh(Activation[nn.Tanh]):
     """``nn.Tanh``."""
 
-    stacks, reads, fills_out, elementwise = True, "output", True, True
+    reads, function = "output", torch.tanh
 
-    def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
-        """The hyperbolic tangent of each unit."""
-        return torch.tanh(value, out=out)
-
-    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
+    def pulling(self, module: nn.Tanh, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta · (1 − output²)."""
-        if out is None:
-            return _tensor(aten.tanh_backward(delta, output))
-        return _tensor(aten.tanh_backward.grad_input(delta, output, grad_input=out))
+        return partial(aten.tanh_backward.grad_input, delta, at, grad_input=out)
 
 
-class ReLU(Kernel[nn.ReLU]):
+class ReLU(Activation[nn.ReLU]):
     """``nn.ReLU``."""
 
-    stacks, reads, fills_out, elementwise = True, "output", True, True
+    reads, function = "output", torch.clamp_min
 
-    def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
-        """Each unit, or 0 where it is negative."""
-        return torch.clamp_min(value, 0, out=out)
+    def settings(self, module: nn.ReLU) -> dict[str, Any]:
+        """Where values are cut off."""
+        return {"min": 0}
 
-    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
+    def pulling(self, module: nn.ReLU, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta where the output is positive."""
-        if out is None:
-            return _tensor(aten.threshold_backward(delta, output, 0))
-        return _tensor(aten.threshold_backward.grad_input(delta, output, 0, grad_input=out))
+        return partial(aten.threshold_backward.grad_input, delta, at, 0, grad_input=out)
 
 
-class GELU(Kernel[nn.GELU]):
-    """``nn.GELU``, exact or in its tanh approximation."""
+class GELU(Activation[nn.GELU]):
+    """``nn.GELU``, exact or in its tanh approximation: each unit times the Gaussian distribution function of it."""
 
-    stacks, reads, fills_out, elementwise = True, "input", True, True
+    reads, function = "input", aten.gelu.out
 
-    def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
-        """Each unit times the Gaussian distribution function of it."""
-        if out is None:
-            return _tensor(aten.gelu(value, approximate=call.module.approximate))
-        return _tensor(aten.gelu.out(value, approximate=call.module.approximate, out=out))
+    def settings(self, module: nn.GELU) -> dict[str, Any]:
+        """How it is approximated."""
+        return {"approximate": module.approximate}
 
-    def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
+    def pulling(self, module: nn.GELU, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta times the derivative at the input."""
-        how = call.module.approximate
-        if out is None:
-            return _tensor(aten.gelu_backward(delta, value, approximate=how))
-        return _tensor(aten.gelu_backward.grad_input(delta, value, approximate=how, grad_input=out))
+        return partial(aten.gelu_backward.grad_input, delta, at, **self.settings(module), grad_input=out)
 
 
 class Flatten(Kernel[nn.Flatten]):
@@ -114,11 +104,6 @@ class Flatten(Kernel[nn.Flatten]):
     def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta in the value's shape."""
         return delta.reshape(value.shape)
-
-
-def _tensor(result: Tensor) -> Tensor:
-    """What an ATen operation returns; their stubs leave it untyped."""
-    return result
 
 
 register(nn.Identity, Identity())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,17 +18,16 @@ aten = torch.ops.aten
 class ELU(Activation[nn.ELU]):
     """``nn.ELU``: α (exp(value) − 1) below zero, the value above."""
 
-    reads, function = "input", aten.elu
+    reads, function = "input", aten.elu.out
 
-    def settings(self, module: nn.ELU) -> tuple[float, ...]:
+    def settings(self, module: nn.ELU) -> dict[str, Any]:
         """α."""
-        return (module.alpha,)
+        return {"alpha": module.alpha}
 
-    def pull_back(self, module: nn.ELU, delta: Tensor, at: Tensor, out: Tensor) -> Tensor:
+    def pulling(self, module: nn.ELU, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta times the derivative at the input."""
         # Scales of the output and of the input are 1 in this module, and what is given is the input.
-        result: Tensor = aten.elu_backward.grad_input(delta, module.alpha, 1, 1, False, at, grad_input=out)
-        return result
+        return partial(aten.elu_backward.grad_input, delta, module.alpha, 1, 1, False, at, grad_input=out)
 
 
 register(nn.ELU, ELU())

@@ -80,6 +80,12 @@ class Kernel(ABC, Generic[M]):
     def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """(∂output/∂value)ᵀ delta, of the value's shape (SPEC §2); ``out`` as in ``forward``."""
 
+    def messaging(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor) -> Callable[[], object]:
+        """What writes the message into ``out`` when it is called, where the kernel ``fills_out``; an override may take
+        a shorter way than through ``message``.
+        """
+        return partial(self.message, call, delta, value, output, out)
+
     def adding(
         self, call: Call, delta: Tensor, goal: Tensor, factor: float, *, over: bool = False
     ) -> Callable[[], object]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,16 +18,15 @@ aten = torch.ops.aten
 class LeakyReLU(Activation[nn.LeakyReLU]):
     """``nn.LeakyReLU``."""
 
-    reads, function = "input", aten.leaky_relu
+    reads, function = "input", aten.leaky_relu.out
 
-    def settings(self, module: nn.LeakyReLU) -> tuple[float, ...]:
+    def settings(self, module: nn.LeakyReLU) -> dict[str, Any]:
         """The slope below zero."""
-        return (module.negative_slope,)
+        return {"negative_slope": module.negative_slope}
 
-    def pull_back(self, module: nn.LeakyReLU, delta: Tensor, at: Tensor, out: Tensor) -> Tensor:
+    def pulling(self, module: nn.LeakyReLU, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta, times the slope where the input is not positive."""
-        result: Tensor = aten.leaky_relu_backward.grad_input(delta, at, module.negative_slope, False, grad_input=out)
-        return result
+        return partial(aten.leaky_relu_backward.grad_input, delta, at, module.negative_slope, False, grad_input=out)
 
 
 register(nn.LeakyReLU, LeakyReLU())

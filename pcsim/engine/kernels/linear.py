@@ -27,29 +27,31 @@ class Linear(Kernel[nn.Linear]):
 
     def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
         """Value · Wᵀ + b, (k?, batch, positions?, out features)."""
-        weight, bias = call.weights["weight"].mT, call.weights.get("bias")
-        rows, goal = _rows(value, weight), None if out is None else _rows(out, weight)
-        if bias is None:
-            made = torch.matmul(rows, weight, out=goal)
-        elif weight.dim() == 2:
-            made = torch.addmm(bias, rows, weight, out=goal)
-        else:
-            made = torch.baddbmm(bias.unsqueeze(1), rows, weight, out=goal)
-        return made.view(*value.shape[:-1], -1) if out is None else out
+        out = value.new_empty(*value.shape[:-1], call.weights["weight"].shape[-2]) if out is None else out
+        self.predicting(call, value, out)()
+        return out
 
     def predicting(self, call: Call, value: Tensor, out: Tensor) -> Callable[[], object]:
         """Writes value · Wᵀ + b."""
-        weight = call.weights["weight"]
-        if weight.dim() == 2:
-            rows, goal = _rows(value, weight), _rows(out, weight)
-            return partial(functional.linear, rows, weight, call.weights.get("bias"), out=goal)  # type: ignore[call-arg]
-        return super().predicting(call, value, out)
+        weight, bias = call.weights["weight"], call.weights.get("bias")
+        rows, goal = _rows(value, weight), _rows(out, weight)
+        if weight.dim() == 2:  # the parameters themselves, whose data may be put elsewhere later
+            return partial(functional.linear, rows, weight, bias, out=goal)  # type: ignore[call-arg]
+        if bias is None:
+            return partial(torch.bmm, rows, weight.mT, out=goal)
+        return partial(torch.baddbmm, bias.unsqueeze(1), rows, weight.mT, out=goal)
 
     def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta · W, (k?, batch, positions?, in features)."""
+        out = delta.new_empty(*delta.shape[:-1], call.weights["weight"].shape[-1]) if out is None else out
+        self.messaging(call, delta, value, output, out)()
+        return out
+
+    def messaging(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor) -> Callable[[], object]:
+        """Writes delta · W."""
         weight = call.weights["weight"]
-        made = torch.matmul(_rows(delta, weight), weight, out=None if out is None else _rows(out, weight))
-        return made.view(*delta.shape[:-1], -1) if out is None else out
+        multiply: Callable[..., Tensor] = torch.mm if weight.dim() == 2 else torch.bmm
+        return partial(multiply, _rows(delta, weight), weight, out=_rows(out, weight))
 
     def adding(
         self, call: Call, delta: Tensor, goal: Tensor, factor: float, *, over: bool = False

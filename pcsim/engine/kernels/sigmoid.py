@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -14,12 +17,11 @@ aten = torch.ops.aten
 class Sigmoid(Activation[nn.Sigmoid]):
     """``nn.Sigmoid``."""
 
-    reads, function = "output", aten.sigmoid
+    reads, function = "output", torch.sigmoid
 
-    def pull_back(self, module: nn.Sigmoid, delta: Tensor, at: Tensor, out: Tensor) -> Tensor:
+    def pulling(self, module: nn.Sigmoid, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta · output (1 − output)."""
-        result: Tensor = aten.sigmoid_backward.grad_input(delta, at, grad_input=out)
-        return result
+        return partial(aten.sigmoid_backward.grad_input, delta, at, grad_input=out)
 
 
 register(nn.Sigmoid, Sigmoid())

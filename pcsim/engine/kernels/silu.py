@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -14,12 +17,11 @@ aten = torch.ops.aten
 class SiLU(Activation[nn.SiLU]):
     """``nn.SiLU``: each unit times its sigmoid."""
 
-    reads, function = "input", aten.silu
+    reads, function = "input", aten.silu.out
 
-    def pull_back(self, module: nn.SiLU, delta: Tensor, at: Tensor, out: Tensor) -> Tensor:
+    def pulling(self, module: nn.SiLU, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta times the derivative at the input."""
-        result: Tensor = aten.silu_backward.grad_input(delta, at, grad_input=out)
-        return result
+        return partial(aten.silu_backward.grad_input, delta, at, grad_input=out)
 
 
 register(nn.SiLU, SiLU())

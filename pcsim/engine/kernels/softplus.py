@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,16 +18,15 @@ aten = torch.ops.aten
 class Softplus(Activation[nn.Softplus]):
     """``nn.Softplus``: log(1 + exp(β value)) / β, the value itself above a threshold."""
 
-    reads, function = "input", aten.softplus
+    reads, function = "input", aten.softplus.out
 
-    def settings(self, module: nn.Softplus) -> tuple[float, ...]:
+    def settings(self, module: nn.Softplus) -> dict[str, Any]:
         """β and the threshold."""
-        return module.beta, module.threshold
+        return {"beta": module.beta, "threshold": module.threshold}
 
-    def pull_back(self, module: nn.Softplus, delta: Tensor, at: Tensor, out: Tensor) -> Tensor:
+    def pulling(self, module: nn.Softplus, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta times the derivative at the input."""
-        result: Tensor = aten.softplus_backward.grad_input(delta, at, *self.settings(module), grad_input=out)
-        return result
+        return partial(aten.softplus_backward.grad_input, delta, at, **self.settings(module), grad_input=out)
 
 
 register(nn.Softplus, Softplus())
