@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 import pcsim
-from benchmarks.workloads import Topology
+from benchmarks.workloads import DEPTH_OF_BLOCKS, Topology
 
 NOISE, SIGNAL = 1.0, 0.3
 """Deviation of the noise in each pixel, and of the pattern of a class."""
@@ -15,8 +17,16 @@ NOISE, SIGNAL = 1.0, 0.3
 def topology_and_data(topology: Topology, device: torch.device) -> tuple[pcsim.Network, Tensor, Tensor]:
     """A network, inputs and targets; the same at every call."""
     torch.manual_seed(0)
-    make = pcsim.topologies.vgg if topology.design.startswith("VGG") else pcsim.topologies.resnet
-    network = make(topology.design, image=topology.image, classes=topology.classes, width=topology.width)
+    kind: dict[str, Any] = {"image": topology.image, "classes": topology.classes}
+    if topology.design == "transformer":
+        blocks, width = topology.depth // DEPTH_OF_BLOCKS, int(topology.width)
+        energy = pcsim.Gaussian()  # as of all other workloads
+        network = pcsim.topologies.transformer(
+            **kind, patch=2, width=width, heads=4, blocks=blocks, energy=energy
+        )
+    else:
+        make = pcsim.topologies.vgg if topology.design.startswith("VGG") else pcsim.topologies.resnet
+        network = make(topology.design, **kind, width=topology.width)
     inputs, classes = torch.randn(topology.batch, *topology.image), torch.arange(topology.batch) % topology.classes
     return network.to(device), inputs.to(device), torch.eye(topology.classes)[classes].to(device)
 

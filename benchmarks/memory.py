@@ -25,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,7 +33,10 @@ from benchmarks import resident
 from benchmarks.contender import BATCHED, LOOP, Local
 from benchmarks.peers import ROOT
 from benchmarks.variants import BACKPROP, VARIANTS, Variant
-from benchmarks.workloads import SMALL_WORKLOADS, Chain, Graph, Workload, workloads
+from benchmarks.workloads import SMALL_WORKLOADS, Chain, Graph, Topology, Workload, workloads
+
+if TYPE_CHECKING:
+    from pcsim import Network
 
 STEPS = 3
 PAGES_HANDED_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
@@ -42,8 +46,16 @@ def weight_bytes(workload: Workload) -> int:
     """Of weights and biases in float32."""
     if isinstance(workload, Chain):
         return 4 * sum(int(np.prod(shape)) + shape[0] for shape in workload.weight_shapes())
-    assert isinstance(workload, Graph)
+    if isinstance(workload, Topology):
+        return 4 * sum(parameter.numel() for parameter in _network(workload).parameters())
     return 4 * workload.edges * (workload.width + 1) * workload.width
+
+
+def _network(topology: Topology) -> Network:
+    from benchmarks.contender import CPU  # here, since the parent asks for other budgets without PyTorch
+    from benchmarks.full_width import topology_and_data
+
+    return topology_and_data(topology, CPU)[0]
 
 
 def budget(workload: Workload) -> int:
@@ -55,8 +67,12 @@ def budget(workload: Workload) -> int:
     if isinstance(workload, Chain):
         units = [int(np.prod(shape)) for shape in workload.latent_shapes()]
         states = sum(units[:-1]) + 2 * sum(units)
+    elif isinstance(workload, Topology):
+        made = [node for node in _network(workload).nodes.values() if node.incoming]
+        kept = [node for node in made if not node.deterministic]
+        free = [node for node in kept if node.outgoing]
+        states = sum(int(np.prod(node.shape)) for part in (made, kept, free) for node in part)
     else:
-        assert isinstance(workload, Graph)
         ends = np.array(workload.ends())
         sources, targets = set(ends[:, 0].tolist()), set(ends[:, 1].tolist())
         states = (len(sources & targets) + 2 * len(targets)) * workload.width
@@ -71,8 +87,11 @@ def build(workload: Workload, variant: Variant, implementation: str, layout: str
 
     if implementation == BATCHED:
         return simulated(workload, variant, implementation)
+    assert not isinstance(workload, Graph)
+    if implementation != LOOP:
+        return backprop(workload, layout)
     assert isinstance(workload, Chain)
-    return loop(workload, variant, layout) if implementation == LOOP else backprop(workload, layout)
+    return loop(workload, variant, layout)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ GRAPH_RATE = 0.05
 """Of the latents in random graphs, some nodes of which predict many others."""
 WEIGHT_RATE = 1e-3
 """Of Adam."""
+DEPTH_OF_BLOCKS = 3
+"""Hops through a block of a transformer; two more lead into the first and out of the last."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,15 @@ class Graph:
 
 @dataclass(frozen=True)
 class Topology:
-    """An image classifier of ``pcsim.topologies``, supervised; its paths are balanced where precision spikes.
+    """A classifier of images of ``pcsim.topologies``, supervised; its paths are balanced where precision spikes.
 
     Inputs are N(0, 1), targets one-hot; weights start as the library makes them.
 
     Args:
         name: what tables call it.
-        design: of ``topologies.vgg`` or ``topologies.resnet``.
-        depth: hops from the input to the output.
-        width: factor on all channels.
+        design: of ``topologies.vgg`` or ``topologies.resnet``, or ``"transformer"``.
+        depth: hops from the input to the output, of the longest path.
+        width: factor on all channels; units at each position of a transformer.
         image: channels, height and width.
         batch: samples.
         warm_up: training steps before timing starts.
@@ -202,6 +204,7 @@ WORKLOADS: dict[str, Workload] = {
     "W5": deep_chain(1000),
     "W6": Chain("W6", (784,), (512, 512, 10), 250, 20, activation="sigmoid"),
     "W7": Chain("W7", (64,), (32, 32, 10), 1, 64, activation="sigmoid"),
+    "W8": Topology("W8", "transformer", DEPTH_OF_BLOCKS * 3 + 2, 32, (1, 8, 8), 64),
 }
 SMALL_WORKLOADS: dict[str, Workload] = {
     "W1": Chain("W1", (12,), (8, 8, 4), 6, 4, warm_up=2),
@@ -212,6 +215,7 @@ SMALL_WORKLOADS: dict[str, Workload] = {
     "W5": deep_chain(12, 4),
     "W6": Chain("W6", (12,), (8, 8, 4), 6, 4, activation="sigmoid", warm_up=2),
     "W7": Chain("W7", (6,), (5, 5, 4), 1, 5, activation="sigmoid", warm_up=2),
+    "W8": Topology("W8", "transformer", DEPTH_OF_BLOCKS + 2, 8, (1, 4, 4), 4, warm_up=2),
 }
 """Stand-ins that take no time: they show that everything runs, and nothing else."""
 FULL_WIDTH: dict[str, Workload] = {

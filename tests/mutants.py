@@ -837,8 +837,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/kernels/chain.py",
-        "if chain is not None and edge.gain != 1.0:",
-        "if chain is not None and edge.gain > 1.0:",
+        "return _joined(chain) if edge.gain == 1.0 else",
+        "return _joined(chain) if edge.gain <= 1.0 else",
         "Gains below one are left out.",
     ),
     Mutant(
@@ -993,8 +993,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/operations.py",
-        "given, before = delta.read().to(dtype), value.read()\n    goal.write(kernel.message(lower, given, before.to(dtype), output.read(), None).to(before.dtype))",
-        "goal.write(kernel.message(call, delta.read(), value.read(), output.read(), None))",
+        "sent = kernel.message(lower, given.to(dtype), value.read().to(dtype), output.read(), None)",
+        "sent = kernel.message(call, given, value.read(), output.read(), None)",
         "Messages that should be rounded are not.",
     ),
     Mutant(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,10 @@ import pcsim
 from pcsim import verify
 from pcsim.arguments import OF_PLACE, constructor_arguments
 from pcsim.engine.batched.engine import BatchedEngine
-from pcsim.engine.kernels.kernel import _KERNELS, kernel_for
+from pcsim.engine.kernels import products
+from pcsim.engine.kernels.kernel import _KERNELS, Call, kernel_for
+from pcsim.engine.kernels.pooled import PooledActivation
+from pcsim.errors import SettingError
 
 TABLE: list[tuple[nn.Module, tuple[int, ...]]] = [
     (nn.Linear(4, 3), (4,)),
@@ -227,3 +230,128 @@ def test_normalisation_at_the_head_of_an_edge_counts_each_batch_once(mode: bool)
     net.edges["hidden1->output"].module = nn.Sequential(norm, nn.Linear(4, 2))
     clamps = {"input": torch.randn(5, 3).double(), "output": torch.randn(5, 2).double()}
     verify.check_engines_agree(verify.Case(net.double(), clamps, pcsim.Relaxation(4, 0.2), pcsim.SettledUpdate()))
+
+
+ACTIVATIONS = [nn.Tanh(), nn.Sigmoid(), nn.ReLU(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Softplus(), nn.ELU()]
+ACTIVATIONS += [nn.LeakyReLU(), nn.LeakyReLU(-0.5), nn.ELU(alpha=-0.5)]
+POOLINGS = [nn.MaxPool2d(2), nn.MaxPool2d((3, 2), stride=(2, 1), padding=1, dilation=(1, 2), ceil_mode=True)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("pooling", POOLINGS, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_an_activation_and_its_pooling_as_one_equal_autograd(
+    activation: nn.Module, pooling: nn.Module, layout: torch.memory_format
+) -> None:
+    kernels = [kernel_for(module, (3, 6, 5)) for module in (activation, pooling)]
+    assert [type(kernel).__name__ for kernel in kernels] == [type(activation).__name__, "MaxPool2d"]
+    kernel, both = PooledActivation(*kernels), nn.Sequential(activation, pooling)  # type: ignore[arg-type]
+    call = Call(both, {}, {})
+    for again in range(2):  # the second time into what the first has made
+        image = (2 * torch.randn(4, 3, 6, 5).double()).to(memory_format=layout).requires_grad_()
+        expected = both(image)
+        delta = torch.randn_like(expected)
+        given = image.detach().clone(memory_format=torch.preserve_format)
+        pooled = kernel.forward(call, given, torch.empty_like(delta) if again else None)
+        sent = kernel.message(call, delta, delta, pooled, torch.empty_like(given) if again else None)
+        torch.testing.assert_close(given, image.detach(), rtol=0, atol=0)
+        torch.testing.assert_close(pooled, expected.detach())
+        torch.testing.assert_close(sent, torch.autograd.grad(expected, image, delta)[0])
+
+
+@pytest.mark.parametrize("inside", [nn.Tanh(), nn.Identity()], ids=str)
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.ReLU()], ids=str)
+def test_what_is_pooled_is_let_go_only_where_nothing_reads_it(activation: nn.Module, inside: nn.Module) -> None:
+    net = pcsim.Network()
+    image, features, output = net.add_node("x", (2, 4, 4)), net.add_node("h", (3, 2, 2)), net.add_node("y", (3,))
+    features.transfer = nn.Sequential(activation, nn.MaxPool2d(2))
+    net.add_edge(image, features, nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), inside))
+    net.add_edge(features, output, nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
+    clamps = {"y": torch.randn(5, 3).double()}
+    relaxation = pcsim.Relaxation(5, 0.2)
+    verify.check_engines_agree(verify.Case(net.double(), clamps, relaxation, pcsim.SettledUpdate()))
+
+
+class TestProductsByOneDNN:
+    """PyTorch's private linear map of oneDNN: all that pcsim takes for granted of it is looked at here."""
+
+    @pytest.fixture(autouse=True)
+    def _afresh(self) -> Iterator[None]:
+        for known in (products.favoured, products.works):
+            known.cache_clear()
+        yield
+        for known in (products.favoured, products.works):
+            known.cache_clear()
+
+    def test_it_is_there_under_the_signature_that_is_called(self) -> None:
+        schema = str(torch.ops.mkldnn._linear_pointwise.default._schema)
+        arguments = "Tensor X, Tensor W, Tensor? B, str attr, Scalar?[] scalars, str? algorithm"
+        assert schema == f"mkldnn::_linear_pointwise({arguments}) -> Tensor Y"
+        assert products.works()
+
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_every_product_is_the_usual_one(self, bias: bool) -> None:
+        module = nn.Linear(130, 70, bias=bias)
+        weights = {name: p.detach() for name, p in module.named_parameters()}
+        value, delta = torch.randn(40, 130), torch.randn(40, 70)
+        kernel = kernel_for(module, (130,))
+        assert kernel is not None
+        results = []
+        for library in ("torch", "onednn"):
+            call = Call(module, weights, {}, library)  # type: ignore[arg-type]
+            gradients = {name: torch.empty_like(weight) for name, weight in weights.items()}
+            kernel.gradients(call, delta, value, -0.5, gradients)
+            added, written = torch.ones(40, 130), torch.full((40, 130), 7.0)
+            kernel.adding(call, delta, added, -0.5)()
+            kernel.adding(call, delta, written, -0.5, over=True)()
+            sent = kernel.message(call, delta, value, delta)
+            results.append([kernel.forward(call, value), sent, added, written, *gradients.values()])
+        for usual, other in zip(*results, strict=True):
+            assert float((usual - other).norm() / usual.norm()) < 1e-6
+
+    def test_an_engine_by_it_agrees_with_the_other(self) -> None:
+        net = pcsim.topologies.mlp([12, 9, 9, 4])
+        clamps = {"input": torch.randn(5, 12), "output": torch.randn(5, 4)}
+        found = []
+        for library in ("torch", "onednn"):
+            engine = partial(BatchedEngine, products=library)  # type: ignore[arg-type]
+            sim = pcsim.Simulator(net, pcsim.Relaxation(6, 0.2), engine=engine)
+            sim.infer(clamps)
+            found.append([net["hidden1"].value, *sim.gradients().values()])
+        for usual, other in zip(*found, strict=True):
+            assert float((usual - other).norm() / usual.norm()) < 1e-5
+
+    @pytest.mark.parametrize(
+        ("vendor", "capability", "size", "dtype", "taken"),
+        [
+            ("AuthenticAMD", "AVX512", 128, torch.float32, True),
+            ("AuthenticAMD", "AVX512", 64, torch.float32, False),
+            ("AuthenticAMD", "AVX512", 128, torch.float64, False),
+            ("AuthenticAMD", "AVX2", 128, torch.float32, False),
+            ("GenuineIntel", "AVX512", 128, torch.float32, False),
+        ],
+    )
+    def test_which_products_it_takes_by_itself(
+        self, vendor: str, capability: str, size: int, dtype: torch.dtype, taken: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        monkeypatch.setattr(products.Path, "read_text", lambda *_, **__: f"vendor_id : {vendor}")
+        rows = torch.zeros(size, size, dtype=dtype)
+        assert products.by_onednn("auto", rows, size) == taken
+        assert not products.by_onednn("torch", rows, size)
+        assert products.by_onednn("onednn", rows, 1) == (dtype == torch.float32)
+        assert not products.by_onednn("onednn", rows.to("meta"), size)
+
+    @pytest.mark.parametrize("wrong", ["missing", "another answer"])
+    def test_where_it_is_missing_or_wrong_it_is_left_alone(self, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def instead(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            if wrong == "missing":
+                raise AttributeError("no such operator")
+            return 1.001 * (rows @ weight.mT)
+
+        monkeypatch.setattr(products, "linear", instead)
+        assert not products.by_onednn("onednn", torch.zeros(4, 4), 4)
+
+    def test_another_library_is_refused(self) -> None:
+        with pytest.raises(SettingError, match="products='mkl' given, expected one of 'auto', 'torch', 'onednn'"):
+            BatchedEngine(pcsim.topologies.mlp([2, 2]), products="mkl")  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from pcsim.engine.batched.groups import Groups
 from pcsim.engine.batched.places import Arena
 from pcsim.engine.batched.program import Program
 from pcsim.engine.engine import Engine
+from pcsim.engine.kernels.products import PRODUCTS, Products
 from pcsim.engine.planning.plan import Plan
 from pcsim.engine.probe import Probed, recordings
 from pcsim.engine.problem import Batch, Gradients, State, Task
@@ -56,10 +57,12 @@ class BatchedEngine(Engine):
         message_dtype: a lower precision for the products in messages, such as ``torch.bfloat16``; None for that of
             the network. Predictions and latents are never rounded: an error is a small difference of the two, and
             rounding either to 8 bits would leave little of it, while a message only has to point downhill.
+        products: which of PyTorch's libraries multiplies the matrices of linear maps in float32 on a CPU: ``"torch"``,
+            its own way; ``"onednn"``; or ``"auto"``, oneDNN on processors on which it is known to be the faster.
 
     Raises:
-        SettingError: at the first batch, if messages are to be rounded to half precision on a CPU, some of which
-            abort on such products.
+        SettingError: products is none of these; or, at the first batch, messages are to be rounded to half precision
+            on a CPU, some of which abort on such products.
     """
 
     name = "batched"
@@ -74,8 +77,12 @@ class BatchedEngine(Engine):
         lasting_errors: bool = True,
         direct_moves: bool = True,
         message_dtype: torch.dtype | None = None,
+        products: Products = "auto",
     ) -> None:
         super().__init__(network)
+        if products not in PRODUCTS:
+            raise SettingError(f"products={products!r} given, expected one of {', '.join(map(repr, PRODUCTS))}")
+        self._products: Products = products
         self._plan_options = {"leave_out": leave_out, "lasting_errors": lasting_errors}
         self._stacking, self._message_dtype = stacking, message_dtype
         self._program_options = {"direct_moves": direct_moves, "message_dtype": message_dtype}
@@ -222,7 +229,7 @@ class BatchedEngine(Engine):
         if turns is None:
             plan = Plan(task, **self._plan_options)
             groups = Groups.of(plan, stacking=self._stacking)
-            arena = Arena(batch.size, batch.dtype, batch.device)
+            arena = Arena(batch.size, batch.dtype, batch.device, self._products)
             turns = _Turns(plan, partial(Program, plan, groups, arena, **self._program_options))  # type: ignore[arg-type]
         self._programs[key] = turns
         for forgotten in list(self._programs)[:-KEPT_PROGRAMS]:

@@ -83,7 +83,7 @@ class NodeMemory:
             own = [parameter for parameter in node.parameters() if parameter is not node.log_precision]
             self.trace = Traced(self._evaluate, own)
         self.calls = [
-            Call(link.module, weights_of(link.module), self._kept(("saved", place), dict[str, Tensor]))
+            Call(link.module, weights_of(link.module), self._kept(("saved", place), dict[str, Tensor]), arena.products)
             for place, link in enumerate(self.chain)
         ]
         self._shares = shared_places(self.chain, 0)
@@ -251,6 +251,13 @@ class NodeMemory:
             outlet: Cell = self.outlets.setdefault(edge, self._kept(("outlet", edge), Cell))
             return outlet
         return self.delta(rows, 0)
+
+    def let_go_of_pulled(self) -> None:
+        """Keep no longer the images of errors pulled back, where they are pulled back anew before they are read."""
+        for link in range(len(self.chain)):
+            cell = self._arena.known((self._key, "pulled", link))
+            if cell is not None and not cell.fixed:
+                cell.tensor = None
 
     def delta(self, rows: Positions, link: int) -> Part | Cell:
         """Where the error, pulled back to place ``link`` of the transfer's chain, is found."""

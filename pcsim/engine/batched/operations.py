@@ -28,9 +28,18 @@ def message(
     kernel: Kernel[Any], call: Call, delta: Cell, value: Cell, output: Cell, goal: Cell
 ) -> Callable[[], object]:
     """Runs a kernel backward, from delta to the message to its input."""
+    value, output = _needed(kernel, delta, value, output)
     if kernel.fills_out and all(cell.fixed for cell in (delta, value, output, goal)):
         return kernel.messaging(call, delta.read(), value.read(), output.read(), goal.read())
     return partial(_message, kernel, call, delta, value, output, goal)
+
+
+def _needed(kernel: Kernel[Any], delta: Cell, value: Cell, output: Cell) -> tuple[Cell, Cell]:
+    """Value and output, or delta in their places where a kernel asks nothing of them, and they may have been let go.
+
+    Of an output that is not read only the shape counts, which is delta's.
+    """
+    return delta if kernel.forgets else value, output if kernel.reads == "output" else delta
 
 
 def _message(kernel: Kernel[Any], call: Call, delta: Cell, value: Cell, output: Cell, goal: Cell) -> None:
@@ -42,8 +51,10 @@ def rounded_message(
 ) -> None:
     """Run a kernel backward with its products in a lower precision."""
     lower = call._replace(weights={name: weight.to(dtype) for name, weight in call.weights.items()})
-    given, before = delta.read().to(dtype), value.read()
-    goal.write(kernel.message(lower, given, before.to(dtype), output.read(), None).to(before.dtype))
+    given = delta.read()
+    value, output = _needed(kernel, delta, value, output)
+    sent = kernel.message(lower, given.to(dtype), value.read().to(dtype), output.read(), None)
+    goal.write(sent.to(given.dtype))
 
 
 def add_message(
@@ -53,6 +64,11 @@ def add_message(
     if delta.fixed:
         return kernel.adding(call, delta.read(), goal, factor, over=over)
     return lambda: kernel.adding(call, delta.read(), goal, factor, over=over)()
+
+
+def let_go(cell: Cell) -> None:
+    """Keep no longer what was left in a cell."""
+    cell.tensor = None
 
 
 def take(goal: Cell, original: Cell) -> None:

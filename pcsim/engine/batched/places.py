@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from pcsim.engine.kernels.products import Products
 from pcsim.engine.planning.wiring import Positions
 
 _OUTPUTS = {"out", "grad_input"}
@@ -46,10 +47,11 @@ class Arena:
         batch: number of samples.
         dtype: of all tensors but those of integers.
         device: of all tensors.
+        products: by which library matrices are multiplied.
     """
 
-    def __init__(self, batch: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.batch, self.dtype, self.device = batch, dtype, device
+    def __init__(self, batch: int, dtype: torch.dtype, device: torch.device, products: Products = "auto") -> None:
+        self.batch, self.dtype, self.device, self.products = batch, dtype, device, products
         self._kept: dict[Hashable, Any] = {}
 
     def new(
@@ -66,6 +68,10 @@ class Arena:
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
+
+    def known(self, key: Hashable) -> Any:
+        """What is under a key; None where nothing has asked for it."""
+        return self._kept.get(key)
 
     def cell(self, key: Hashable, shape: Callable[[], tuple[int, ...]], *, filled: bool) -> Cell:
         """The cell under a key: of a fixed tensor (batch, *shape) where all that is left there is written into one.

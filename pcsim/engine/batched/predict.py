@@ -122,6 +122,9 @@ def _transfer(
         call = do.forward(link.kernel, node.calls[position], value, written(goal))
         operations.append(Operation(f"transfer {_title(link.kernel)}", call, names))
         finish(goal, operations, names)
+        makers = [node.chain[position - 1]] if position else [edge.chain[-1] for edge, _ in feeding if edge.chain]
+        if link.kernel.forgets and not value.fixed and all(link.kernel.reads != "output" for link in makers):
+            operations.append(Operation("let go", partial(do.let_go, value), names))
 
 
 def _combine(

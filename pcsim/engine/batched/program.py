@@ -211,7 +211,8 @@ class Program:
                 operations.append(Operation("zero", part.cell.read().zero_, node.names))
                 part.scatter(operations, node.names)
         messages.own_pull(memory, operations, phase, direct=self._direct)
-        errors.pull(memory, operations, apart.active, learning)
+        heard = self._wiring.any_of(phase.message, self._wiring.target)
+        errors.pull(memory, operations, apart.active & (heard | learning), learning)
         messages.relay(memory, operations, phase, learning, self._message_dtype, direct=self._direct)
         to_free = phase.message & (self._wiring.free & ~self._wiring.following)[self._wiring.source]
         messages.send(memory, operations, to_free, learning, self._message_dtype, direct=self._direct)
@@ -305,7 +306,11 @@ class Program:
                 been_sent |= step.message
             traced = (been_sent & ~np.isnan(sent)[self._wiring.target]) | phase.message
             factors = np.where(np.isnan(sent), 1.0, sent)
-            self._learn(operations, phase, phase.active & np.isnan(sent), activity, factors, traced)
+            anew = phase.active & np.isnan(sent)
+            self._learn(operations, phase, anew, activity, factors, traced)
+            for node, _ in memory.node_rows(anew):
+                if node.chain and not node.group.by_units:
+                    operations.append(Operation("let go", node.let_go_of_pulled, node.names))
             self._learning[steps] = operations
             self._bring_new_stacks()
         return self._learning[steps]

@@ -69,7 +69,8 @@ class Weights:
         return self._called(link, module, dict(weights_of(module)) if len(rows) == 1 else {})
 
     def _called(self, link: int, module: nn.Module, weights: dict[str, Tensor]) -> Call:
-        return Call(module, weights, self._arena.kept((self._key, "saved", link), dict[str, Tensor]))
+        saved = self._arena.kept((self._key, "saved", link), dict[str, Tensor])
+        return Call(module, weights, saved, self._arena.products)
 
     def _link(self, link: int, row: int) -> Link:
         assert self._group.chains is not None

@@ -26,6 +26,10 @@ class Activation(Kernel[M]):
         """What the function takes beside the values, by keyword; nothing by default."""
         return {}
 
+    def rises(self, module: M) -> bool:
+        """Whether the function never falls; otherwise it first falls, and then rises."""
+        return False
+
     @abstractmethod
     def pulling(self, module: M, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """What fills ``out`` with delta times the derivative when it is called.

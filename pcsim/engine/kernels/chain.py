@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from pcsim.engine.kernels.activation import Activation
 from pcsim.engine.kernels.elementwise import Gain
+from pcsim.engine.kernels.images import MaxPool2d
 from pcsim.engine.kernels.kernel import Kernel, changed, kernel_for
+from pcsim.engine.kernels.pooled import PooledActivation
 from pcsim.graph.combining import Sum
 from pcsim.graph.edge import Edge
 from pcsim.graph.node import Node
@@ -48,6 +51,18 @@ def chain_of(module: nn.Module, shape: tuple[int, ...]) -> list[Link] | None:
         if place < len(module) - 1 and links:
             shape = shape_after(child, shape, module)
     return chain
+
+
+def _joined(links: Sequence[Link]) -> list[Link]:
+    """A chain with each activation and the max-pooling that follows it as one link."""
+    joined: list[Link] = []
+    for link in links:
+        before = joined[-1].kernel if joined else None
+        if type(link.kernel) is MaxPool2d and isinstance(before, Activation):
+            both = nn.Sequential(joined.pop().module, link.module)
+            link = Link(PooledActivation(before, link.kernel), both)
+        joined.append(link)
+    return joined
 
 
 def shape_after(child: nn.Module, shape: tuple[int, ...], whole: nn.Module) -> tuple[int, ...]:
@@ -99,16 +114,17 @@ def signature(chain: Sequence[Link]) -> Hashable:
 def edge_chain(edge: Edge) -> list[Link] | None:
     """What an edge contributes, as a chain; None where it goes through autograd."""
     chain = chain_of(edge.module, edge.source.shape)
-    if chain is not None and edge.gain != 1.0:
-        chain = [*chain, Link(Gain(edge.gain), nn.Identity())]
-    return chain
+    if chain is None:
+        return None
+    return _joined(chain) if edge.gain == 1.0 else [*_joined(chain), Link(Gain(edge.gain), nn.Identity())]
 
 
 def transfer_chain(node: Node) -> list[Link] | None:
     """What makes a prediction of the sum of contributions, as a chain; None where it, or the sum, is autograd's."""
     if type(node.combine) is not Sum or changed(node.combine) or node.prior is not None:
         return None
-    return chain_of(node.transfer, inlet_shape(node))
+    chain = chain_of(node.transfer, inlet_shape(node))
+    return None if chain is None else _joined(chain)
 
 
 def inlet_shape(node: Node) -> tuple[int, ...]:

@@ -55,6 +55,10 @@ class Tanh(Activation[nn.Tanh]):
 
     reads, function = "output", torch.tanh
 
+    def rises(self, module: nn.Tanh) -> bool:
+        """It always rises."""
+        return True
+
     def pulling(self, module: nn.Tanh, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta · (1 − output²)."""
         return partial(aten.tanh_backward.grad_input, delta, at, grad_input=out)
@@ -68,6 +72,10 @@ class ReLU(Activation[nn.ReLU]):
     def settings(self, module: nn.ReLU) -> dict[str, Any]:
         """Where values are cut off."""
         return {"min": 0}
+
+    def rises(self, module: nn.ReLU) -> bool:
+        """It never falls."""
+        return True
 
     def pulling(self, module: nn.ReLU, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta where the output is positive."""

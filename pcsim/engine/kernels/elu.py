@@ -24,6 +24,10 @@ class ELU(Activation[nn.ELU]):
         """α."""
         return {"alpha": module.alpha}
 
+    def rises(self, module: nn.ELU) -> bool:
+        """Where α is not negative."""
+        return module.alpha >= 0
+
     def pulling(self, module: nn.ELU, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta times the derivative at the input."""
         # Scales of the output and of the input are 1 in this module, and what is given is the input.

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from pcsim.engine.kernels.products import Products
+
 M = TypeVar("M", bound=nn.Module, contravariant=True)
 
 Saved = dict[str, Tensor]
@@ -32,6 +34,8 @@ class Call(NamedTuple):
     """The parameters by the names that the module gives them; over a stack each (k, *shape)."""
     saved: Saved
     """What the kernel keeps from ``forward`` for ``message`` and ``gradients``."""
+    products: Products = "auto"
+    """Which library multiplies matrices on a CPU."""
 
 
 class Kernel(ABC, Generic[M]):
@@ -55,6 +59,8 @@ class Kernel(ABC, Generic[M]):
     """Whether nothing has to be computed at all, so that the module is left out of its chain."""
     adds: ClassVar[bool] = False
     """Whether :meth:`adding` is there."""
+    forgets: ClassVar[bool] = False
+    """Whether ``message`` asks nothing at all of the input, not even its shape, so that it need not be kept."""
     memory_format: ClassVar[torch.memory_format] = torch.contiguous_format
     """How images should lie in memory; those that the kernel reads and makes do."""
 

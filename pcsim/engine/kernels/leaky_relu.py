@@ -24,6 +24,10 @@ class LeakyReLU(Activation[nn.LeakyReLU]):
         """The slope below zero."""
         return {"negative_slope": module.negative_slope}
 
+    def rises(self, module: nn.LeakyReLU) -> bool:
+        """Where its slope below zero is not negative."""
+        return module.negative_slope >= 0
+
     def pulling(self, module: nn.LeakyReLU, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta, times the slope where the input is not positive."""
         return partial(aten.leaky_relu_backward.grad_input, delta, at, module.negative_slope, False, grad_input=out)

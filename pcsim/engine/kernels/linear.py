@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pcsim.engine.kernels import products
 from pcsim.engine.kernels.kernel import Call, Kernel, owns, register
+from pcsim.engine.kernels.products import by_onednn
 
 
 class Linear(Kernel[nn.Linear]):
@@ -35,6 +37,8 @@ class Linear(Kernel[nn.Linear]):
         """Writes value · Wᵀ + b."""
         weight, bias = call.weights["weight"], call.weights.get("bias")
         rows, goal = _rows(value, weight), _rows(out, weight)
+        if weight.dim() == 2 and by_onednn(call.products, rows, len(weight)):
+            return lambda: goal.copy_(products.linear(rows, weight, bias))
         if weight.dim() == 2:  # the parameters themselves, whose data may be put elsewhere later
             return partial(functional.linear, rows, weight, bias, out=goal)  # type: ignore[call-arg]
         if bias is None:
@@ -50,23 +54,32 @@ class Linear(Kernel[nn.Linear]):
     def messaging(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor) -> Callable[[], object]:
         """Writes delta · W."""
         weight = call.weights["weight"]
+        rows, goal = _rows(delta, weight), _rows(out, weight)
+        if weight.dim() == 2 and by_onednn(call.products, rows, weight.shape[1]):
+            return lambda: goal.copy_(products.linear(rows, weight.mT))
         multiply: Callable[..., Tensor] = torch.mm if weight.dim() == 2 else torch.bmm
-        return partial(multiply, _rows(delta, weight), weight, out=_rows(out, weight))
+        return partial(multiply, rows, weight, out=goal)
 
     def adding(
         self, call: Call, delta: Tensor, goal: Tensor, factor: float, *, over: bool = False
     ) -> Callable[[], object]:
         """Adds factor · delta · W."""
         weight, kept = call.weights["weight"], 0 if over else 1
-        rows = _rows(goal, weight)
-        add = rows.addmm_ if weight.dim() == 2 else rows.baddbmm_
-        return partial(add, _rows(delta, weight), weight, beta=kept, alpha=factor)
+        rows, there = _rows(delta, weight), _rows(goal, weight)
+        if weight.dim() == 2 and by_onednn(call.products, rows, weight.shape[1]):
+            if over:
+                return lambda: torch.mul(products.linear(rows, weight.mT), factor, out=there)
+            return lambda: there.add_(products.linear(rows, weight.mT), alpha=factor)
+        add = there.addmm_ if weight.dim() == 2 else there.baddbmm_
+        return partial(add, rows, weight, beta=kept, alpha=factor)
 
     def gradients(self, call: Call, delta: Tensor, value: Tensor, factor: float, out: Mapping[str, Tensor]) -> None:
         """Write factor · deltaᵀ value for the weights and factor · Σ delta for the bias."""
         stacked = out["weight"].dim() == 3 if "weight" in out else out["bias"].dim() == 2
         delta, value = (tensor.flatten(1 if stacked else 0, -2) for tensor in (delta, value))
-        if "weight" in out:
+        if "weight" in out and not stacked and by_onednn(call.products, delta.mT, value.shape[1]):
+            torch.mul(products.linear(delta.mT, value.mT), factor, out=out["weight"])
+        elif "weight" in out:
             product, weight = torch.baddbmm if stacked else torch.addmm, out["weight"]
             product(weight, delta.mT, value, beta=0, alpha=factor, out=weight)
         if "bias" in out:

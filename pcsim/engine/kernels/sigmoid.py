@@ -19,6 +19,10 @@ class Sigmoid(Activation[nn.Sigmoid]):
 
     reads, function = "output", torch.sigmoid
 
+    def rises(self, module: nn.Sigmoid) -> bool:
+        """It always rises."""
+        return True
+
     def pulling(self, module: nn.Sigmoid, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta · output (1 − output)."""
         return partial(aten.sigmoid_backward.grad_input, delta, at, grad_input=out)

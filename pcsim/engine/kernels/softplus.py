@@ -24,6 +24,10 @@ class Softplus(Activation[nn.Softplus]):
         """β and the threshold."""
         return {"beta": module.beta, "threshold": module.threshold}
 
+    def rises(self, module: nn.Softplus) -> bool:
+        """It always rises."""
+        return True
+
     def pulling(self, module: nn.Softplus, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """Delta times the derivative at the input."""
         return partial(aten.softplus_backward.grad_input, delta, at, **self.settings(module), grad_input=out)
