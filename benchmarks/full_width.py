@@ -21,9 +21,7 @@ def topology_and_data(topology: Topology, device: torch.device) -> tuple[pcsim.N
     if topology.design == "transformer":
         blocks, width = topology.depth // DEPTH_OF_BLOCKS, int(topology.width)
         energy = pcsim.Gaussian()  # as of all other workloads
-        network = pcsim.topologies.transformer(
-            **kind, patch=2, width=width, heads=4, blocks=blocks, energy=energy
-        )
+        network = pcsim.topologies.transformer(**kind, patch=2, width=width, heads=4, blocks=blocks, energy=energy)
     else:
         make = pcsim.topologies.vgg if topology.design.startswith("VGG") else pcsim.topologies.resnet
         network = make(topology.design, **kind, width=topology.width)

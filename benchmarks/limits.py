@@ -11,17 +11,17 @@ from benchmarks.growth import DEPTH, NODE_COUNT, curve, exponent
 from benchmarks.rows import Row, find
 from benchmarks.variants import ARRIVAL, BACKPROP, CONSTANT, CONSTANT_INPUTS, SILENT
 
-SILENT_TO_BACKPROP = {"W1": 1.15, "W2": 1.15, "W3": 1.2, "W5": 0.6}
+SILENT_TO_BACKPROP = {"W1": 1.05, "W2": 0.9, "W3": 1.0, "W5": 0.55}
 CONSTANT_TO_LOOP = {"W1": 0.33, "W2": 0.17, "W3": 0.62}
-CONSTANT_TO_FLOOR = {"W1": 1.7, "W2": 1.4, "W3": 1.3}
+CONSTANT_TO_FLOOR = {"W1": 1.6, "W2": 1.4, "W3": 1.3}
 CONSTANT_TO_PYDEEPITY = {"W1": 0.8, "W1r": 1.0, "W2": 0.4, "W6": 1.0, "W7": 2.5}
-CONSTANT_TO_PEER = {"W1": 0.95, "W2": 0.8, "W3": 0.4}
+CONSTANT_TO_PEER = {"W1": 0.75, "W2": 0.75, "W3": 0.28}
 ARRIVAL_TO_BACKPROP = {"W1": 1.15, "W2": 1.15, "W3": 1.15, "W5": 0.65}
 ARRIVAL_TO_SILENT = dict.fromkeys(("W1", "W2", "W3", "W5"), 1.05)
 SILENT_TO_PEER = {"W1": 0.25, "W2": 0.25, "W3": 0.25}
-PLANNING_SECONDS = {("W4", CONSTANT.name): 10.0, ("W5", SILENT.name): 2.0}
+PLANNING_SECONDS = {("W4", CONSTANT.name): 3.0, ("W5", SILENT.name): 2.0}
 EXPONENTS = {(NODE_COUNT, CONSTANT.name): 1.1, (DEPTH, SILENT.name): 1.1, (DEPTH, CONSTANT.name): 2.1}
-MEMORY = 1.5
+MEMORY, MEMORY_OF = 1.5, {"W3": 3.5, "W4": 2.2}
 
 
 @dataclass(frozen=True)
@@ -96,5 +96,7 @@ def limits(rows: Sequence[Row]) -> list[Limit]:
     for row in rows:
         if row.implementation == BATCHED and row.peak_mb is not None and row.budget_mb:
             share = row.peak_mb / row.budget_mb
-            found.append(Limit(f"peak memory / budget, {row.workload} {row.variant}", MEMORY, share))
+            found.append(
+                Limit(f"peak memory / budget, {row.workload} {row.variant}", MEMORY_OF.get(row.workload, MEMORY), share)
+            )
     return found

@@ -548,9 +548,10 @@ class Simulator:
                 EnergyWarning,
                 stacklevel=5,
             )
-        task.rule.check(task.relaxation, task.arrivals)
+        arrivals = task.arrivals
+        task.rule.check(task.relaxation, arrivals)
         if not task.rule.backprop:
-            task.relaxation.precision.check(task.arrivals, task.relaxation.steps)
+            task.relaxation.precision.check(arrivals, task.relaxation.steps)
             if not task.relaxation.relaxes_errors:
                 check_delay(self.network, task.relaxation)
         self._checked.add(combined)

@@ -38,7 +38,7 @@ class Fingerprint:
     def __init__(self, network: Network) -> None:
         self._network, self._revision = network, network.revision
         modules = list(network.modules())
-        self.parameters = list(dict.fromkeys(p for m in modules for p in m._parameters.values() if p is not None))
+        self.parameters = list({id(p): p for m in modules for p in m._parameters.values() if p is not None}.values())
         """All parameters, each once."""
         self.normalising = [module for module in modules if normalises(module)]
         """Modules of torch that keep running statistics."""
@@ -114,6 +114,6 @@ def _has_settings(module: nn.Module) -> bool:
 
 def identity_of(modules: Iterable[nn.Module]) -> tuple[int, ...]:
     """Which modules these are, with all that they hold, and the shapes of their parameters; kept to see changes."""
-    parts = [part for module in modules for part in module.modules()]
+    parts = [part for module in modules for part in (module.modules() if module._modules else (module,))]
     shapes = (p.shape for part in parts for p in part._parameters.values() if p is not None and not is_lazy(p))
     return *map(id, parts), *chain.from_iterable(shapes)

@@ -170,13 +170,14 @@ def _group_edges(plan: Plan, nodes: Sequence[NodeGroup], stacking: bool) -> list
     group_at, row_at = np.zeros(len(wiring.nodes), np.intp), np.zeros(len(wiring.nodes), np.intp)
     for place, group in enumerate(nodes):
         group_at[group.positions], row_at[group.positions] = place, np.arange(len(group.positions))
+    by_units = [group.by_units for group in nodes]
     groups: dict[Hashable, list[int]] = {}
     chains: dict[int, list[Link] | None] = {}
     for position, edge in enumerate(wiring.edges):
         shape = wiring.nodes[wiring.source[position]].shape
         chain = chains[position] = edge_chain(edge)
         # Any other node keeps the errors that it has pulled back in places of their own, one for each edge.
-        alone = chain is None or not nodes[group_at[wiring.target[position]]].by_units
+        alone = chain is None or not by_units[group_at[wiring.target[position]]]
         # A value of several axes is large enough by itself, and to gather several would cost more.
         alone = alone or len(shape) > 1
         together = stacking and not alone and all(link.kernel.stacks for link in chain or ())

@@ -55,6 +55,8 @@ def chain_of(module: nn.Module, shape: tuple[int, ...]) -> list[Link] | None:
 
 def _joined(links: Sequence[Link]) -> list[Link]:
     """A chain with each activation and the max-pooling that follows it as one link."""
+    if len(links) < 2:
+        return list(links)
     joined: list[Link] = []
     for link in links:
         before = joined[-1].kernel if joined else None

@@ -137,4 +137,4 @@ def changed(module: nn.Module) -> bool:
 
 def owns(module: nn.Module, *names: str) -> bool:
     """Whether what a module has under these names are its parameters, or None."""
-    return all(getattr(module, name) is module._parameters.get(name) for name in names)
+    return module._parameters.keys() >= {*names} and module.__dict__.keys().isdisjoint(names)
