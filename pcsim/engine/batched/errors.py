@@ -199,8 +199,8 @@ def pull(memory: Memory, operations: list[Operation], nodes: Mask, learn: Mask) 
     """
     for node, rows in memory.node_rows(nodes & memory.sloped):
         names, there = named(node.names, rows), node.part("delta", rows)
-        slope, error = (read(part, operations, names).read() for part in (there, node.part("displacement", rows)))
-        operations.append(Operation("error", partial(slope.mul_, error), names))
+        factor, error = (read(part, operations, names).read() for part in (there, node.part("displacement", rows)))
+        operations.append(Operation("error", partial(factor.mul_, error), names))
         there.scatter(operations, names)
     for node, rows in memory.node_rows(nodes & ~memory.sloped):
         names = named(node.names, rows)
