@@ -399,6 +399,7 @@ def written(folder: Path) -> int:
     return max((path.stat().st_mtime_ns for path in folder.glob("seed*.safetensors")), default=0)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_numbers(tmp_path: Path) -> None:
     subprocess.run(command(tmp_path, "straight"), check=True, capture_output=True)
     moments = random.Random()

@@ -33,16 +33,20 @@ everything = settings(
 WITHOUT = ("leave_out", "stacking", "lasting_errors", "direct_moves")
 
 
-@everything
-@given(CASES)
-def test_batched_equals_reference(case: verify.Case) -> None:
-    verify.check_engines_agree(case)
+@pytest.mark.parametrize("graphs", [35, pytest.param(200, marks=pytest.mark.slow)])
+def test_batched_equals_reference(graphs: int) -> None:
+    def check(case: verify.Case) -> None:
+        verify.check_engines_agree(case)
+
+    settings(everything, max_examples=graphs)(given(CASES)(check))()
 
 
-@settings(everything, max_examples=40)
-@given(CASES, st.sampled_from(WITHOUT))
-def test_every_shortcut_changes_nothing(case: verify.Case, switch: str) -> None:
-    verify.check_engines_agree(case, ("reference", partial(BatchedEngine, **{switch: False})))
+@pytest.mark.parametrize("graphs", [25, pytest.param(120, marks=pytest.mark.slow)])
+def test_every_shortcut_changes_nothing(graphs: int) -> None:
+    def check(case: verify.Case, switch: str) -> None:
+        verify.check_engines_agree(case, ("reference", partial(BatchedEngine, **{switch: False})))
+
+    settings(everything, max_examples=graphs)(given(CASES, st.sampled_from(WITHOUT))(check))()
 
 
 class Leaning(pcsim.Energy):
@@ -98,7 +102,7 @@ def odd_edges(source: tuple[int, ...], contribution: tuple[int, ...]) -> st.Sear
     return st.builds(made, verify.linear_edge_modules(source, contribution), kinds)
 
 
-@settings(everything, max_examples=35)
+@settings(everything, max_examples=20)
 @given(
     verify.cases(verify.networks(nodes=(2, 6), node_factory=odd_nodes, edge_factory=odd_edges), rules=RULES, stops=True)
 )
@@ -133,7 +137,7 @@ def layers(draw: st.DrawFn) -> pcsim.verify.SeededNetwork:
     return net
 
 
-@settings(everything, max_examples=40)
+@settings(everything, max_examples=25)
 @given(verify.cases(layers(), rules=RULES, targets=True, partial=False, stops=True))
 def test_equal_nodes_joined_in_any_order(case: verify.Case) -> None:
     verify.check_engines_agree(case)

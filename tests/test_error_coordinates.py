@@ -218,11 +218,11 @@ SETTLED = (pcsim.SettledUpdate(),)
 ACYCLIC = strategies.networks(cycles=False)
 SMALL = strategies.networks(nodes=(2, 5), cycles=False)
 thorough = settings(
-    max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
-@settings(thorough, max_examples=50)
+@settings(thorough, max_examples=30)
 @given(case=strategies.cases(ACYCLIC, rules=SETTLED, by_errors=True, judged=True, sampled=True))
 def test_engines_agree_on_random_graphs(case: Case) -> None:
     """Values, energies, messages and gradients, None or not, with every energy, prior, mask and combination."""

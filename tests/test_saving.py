@@ -144,7 +144,7 @@ class TestRoundTrip:
         check_same(net, other)
         check_relaxes_alike(net, other, pcsim.Relaxation(20, 0.5, precision=pcsim.Spiking()))
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
     @given(case=cases())
     def test_random_networks(self, case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
         path = tmp_path_factory.mktemp("random") / "net"

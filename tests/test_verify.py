@@ -583,7 +583,13 @@ def test_a_broken_engine_is_shown_by_the_smallest_network(engine: Any) -> None:
     assert_fails_again(str(descent.value), "2 of 4 nodes, 1 of 3 edges, 1 of 2 samples, 1 of 3 steps")
 
 
-@pytest.mark.parametrize("phases", [(Phase.generate,), (Phase.generate, Phase.shrink)], ids=["ours", "hypothesis's"])
+@pytest.mark.parametrize(
+    "phases",
+    [
+        pytest.param((Phase.generate,), id="ours"),
+        pytest.param((Phase.generate, Phase.shrink), id="hypothesis's", marks=pytest.mark.slow),
+    ],
+)
 def test_a_failure_within_hypothesis_is_shown_by_the_smallest_network(phases: Any) -> None:
     shrinks = Phase.shrink in phases
     broken = verify.networks(
