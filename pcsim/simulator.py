@@ -419,6 +419,12 @@ class Simulator:
             reading = Reading(self.engine.relax(task, batch))
             return {name: reading.value(node) for name, node in self.network.nodes.items()}
 
+    def forget(self) -> None:
+        """Let go of the last run: with ``start="previous"`` the next one begins afresh, as a new trial does."""
+        with self._turn():
+            self._state = self.engine.shown = None
+            self.network.reader = None
+
     def energy(self) -> dict[str, Tensor]:
         """E_n before precision of every node with an energy, (batch,), at the present values and weights."""
         state = self._require("reading energies")
@@ -594,5 +600,6 @@ class Simulator:
 def _check_kind(argument: str, thing: object, kind: type) -> None:
     if not isinstance(thing, kind):
         shown = thing.__name__ if isinstance(thing, type) else type(thing).__name__
-        mend = instead_of(thing, kind, f"pass a {kind.__name__}")
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        mend = instead_of(thing, kind, f"pass {article} {kind.__name__}")
         raise SettingError(f"{argument}: {shown} given, expected an instance of {kind.__name__}; {mend}")

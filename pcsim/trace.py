@@ -8,12 +8,12 @@ import attrs
 from torch import Tensor
 
 from pcsim import tables
-from pcsim.engine.probe import Recording
+from pcsim.engine.probe import PARTS, Recording
 from pcsim.errors import StateError
 from pcsim.graph.node import Node
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Trace:
     """What one relaxation did.
 
@@ -69,6 +69,15 @@ class Trace:
             )
         return found
 
+    def __repr__(self) -> str:
+        kept = ["energies"] if self.energies is not None else []
+        kept += [f"{' and '.join(_kept(each))} of {name!r}" for name, each in self.recordings.items()]
+        change = ""
+        if self.free_energies is not None:
+            first, last = self.free_energies[[0, -1]].tolist()
+            change = f", free energy {first:.4g} to {last:.4g}"
+        return f"Trace({self.steps} steps, {len(self.nodes)} nodes{change}; recorded: {', '.join(kept) or 'nothing'})"
+
     def _repr_html_(self) -> str:
         caption = f"Trace of {self.steps} steps over {len(self.nodes)} nodes with an energy"
         if self.energies is None:
@@ -83,4 +92,4 @@ class Trace:
 
 
 def _kept(recording: Recording) -> list[str]:
-    return [part for part, tensor in zip(recording._fields, recording, strict=True) if tensor is not None]
+    return [part for part in PARTS if getattr(recording, part) is not None]

@@ -533,6 +533,7 @@ class Trainer:
         yield "callbacks", all(isinstance(c, Callback) for c in self.callbacks), "instances of pcsim.callbacks.Callback"
         yield "clip", self.clip is None or (is_number(self.clip) and self.clip > 0), "a number above 0, or None"
         yield "clip_by", self.clip_by in ("norm", "value"), "'norm' or 'value'"
+        yield "clip_by", self.clip is not None or self.clip_by == "norm", "a size at which to clip beside it, clip="
         yield "relaxed_every", _whole(self.relaxed_every, 1), "a whole number of at least 1"
         yield "seed", self.seed is None or _whole(self.seed, 0), "a whole number of at least 0, or None"
 

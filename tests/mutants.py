@@ -686,14 +686,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/planning/plan.py",
-        "heard = sending.over & (sending.heard >= 0) & (read <= sending.last)",
-        "heard = sending.over & (sending.heard >= 0)",
-        "An edge reads a value whose node has still to move by its own error.",
-    ),
-    Mutant(
-        "engine/planning/plan.py",
-        "heard = sending.over & (sending.heard >= 0) & (read <= sending.last)",
-        "heard = (sending.heard >= 0) & (read <= sending.last)",
+        "heard = self._sending.over & (self._sending.heard >= 0)",
+        "heard = self._sending.heard >= 0",
         "What a node hears late is shrunk as if its own error had been sent after it.",
     ),
     Mutant(
@@ -1012,7 +1006,7 @@ MUTANTS = (
     ),
     Mutant(
         "engine/kernels/kernel.py",
-        "return all(getattr(module, name) is module._parameters.get(name) for name in names)",
+        "return module._parameters.keys() >= {*names} and module.__dict__.keys().isdisjoint(names)",
         "return True",
         "A weight that has become something else is taken for a parameter.",
     ),

@@ -733,3 +733,18 @@ def test_what_is_learned_twice_counts_its_batch_once_and_accumulates_only_when_a
     sim.rule = pcsim.ForwardUpdate()
     with pytest.raises(StateError, match="the rule is ForwardUpdate since"):
         sim.gradients()
+
+
+def test_a_trial_that_is_forgotten_leaves_nothing_to_the_next() -> None:
+    net = pcsim.topologies.mlp([3, 4, 2])
+    sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1, start="previous"))
+    clamps = {"input": torch.randn(2, 3), "output": torch.randn(2, 2)}
+    sim.infer(clamps)
+    first = net["hidden1"].value.clone()
+    sim.infer(clamps)
+    assert not torch.equal(net["hidden1"].value, first)
+    sim.forget()
+    with pytest.raises(pcsim.errors.StateError, match="run Simulator"):
+        _ = net["hidden1"].value
+    sim.infer(clamps)
+    assert torch.equal(net["hidden1"].value, first)

@@ -940,3 +940,19 @@ class TestRoundedMessages:
         sim = pcsim.Simulator(net, engine=partial(BatchedEngine, message_dtype=torch.bfloat16))
         with pytest.raises(pcsim.errors.SettingError, match="bfloat16 on a CPU"):
             sim.infer(clamps)
+
+
+def test_an_error_does_not_last_where_it_passes_through_a_sum_that_learns() -> None:
+    """Two targets above one deterministic node, with different weights, so that no one factor makes up for both."""
+    net = pcsim.Network()
+    x, inner = net.add_node("x", (3,)), net.add_node("inner", (3,), transfer=nn.Tanh(), deterministic=True)
+    h = net.add_node("h", (3,), transfer=nn.Tanh())
+    for name, weight in (("near", 1.0), ("far", 3.0)):
+        net.add_node(name, (2,), energy_weight=weight)
+        net.add_edge(inner, name, nn.Linear(3, 2))
+    net.add_edge(x, h, nn.Linear(3, 3))
+    net.add_edge(h, inner, nn.Linear(3, 3))
+    clamps = {name: torch.randn(4, *net[name].shape).double() for name in ("x", "near", "far")}
+    for rule in (pcsim.ForwardUpdate(), pcsim.ArrivalUpdate()):
+        relaxation = pcsim.Relaxation(3, 0.3, precision=pcsim.Spiking(alpha=0.0))
+        verify.check_engines_agree(verify.Case(net.double(), clamps, relaxation, rule))

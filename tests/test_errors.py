@@ -544,7 +544,7 @@ def explosive() -> pcsim.Network:
 @ENGINES
 def test_divergence_names_the_node_the_step_and_a_smaller_rate(engine: str) -> None:
     simulator = pcsim.Simulator(explosive(), pcsim.Relaxation(10, 1e15), engine=engine)
-    words = r"node 'n[12]' became NaN or infinite at inference step [123]; a smaller rate than 1e\+15"
+    words = r"node 'n[12]' became NaN or infinite at inference step [123]; a smaller inference rate than 1e\+15"
     with pytest.raises(DivergenceError, match=words):
         simulator.infer(batch())
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 
 import pcsim
-from pcsim import verify
+from pcsim import plots, verify
 from pcsim.engine.batched.engine import BatchedEngine
 from pcsim.verify.restart import Horizon
 
@@ -210,3 +210,15 @@ def test_units_that_are_not_there_are_not_drawn() -> None:
     ):
         with pytest.raises(pcsim.errors.SettingError, match=message):
             pcsim.plots.unit_raster(trace, "hidden2", **options)  # type: ignore[arg-type]
+
+
+def test_chosen_units_keep_their_numbers() -> None:
+    net = pcsim.topologies.mlp([4, 32, 3])
+    clamps = {"input": torch.randn(2, 4), "output": torch.randn(2, 3)}
+    probe = pcsim.Probe("hidden1", units=[7, 19, 30])
+    trace = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1)).infer(clamps, record=[probe])
+    assert trace.recordings["hidden1"].units == ((7,), (19,), (30,))
+    assert repr(trace) == "Trace(5 steps, 2 nodes; recorded: value and prediction and error of 'hidden1')"
+    for figure in (plots.unit_raster(trace, "hidden1"), plots.unit_map(trace, "hidden1")):
+        figure.canvas.draw()
+        assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["7", "19", "30"]

@@ -841,3 +841,55 @@ def test_what_is_broken_in_the_example_is_found_and_printed_as_code_that_fails_a
     assert code.count("net.add_node(") <= 3
     with pytest.raises(AssertionError):
         exec(code, {})
+
+
+class Spreading(nn.Module):
+    """Takes values of one unit as well, which it spreads over all of its own."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, units))
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.scale * value
+
+
+class SpreadingKernel(pcsim.Kernel[Spreading]):
+    """Its message leaves out the scale."""
+
+    def forward(self, call: Any, value: Tensor, out: Any = None) -> Tensor:
+        return torch.mul(value, call.weights["scale"], out=out)
+
+    def message(self, call: Any, delta: Tensor, *others: Any) -> Tensor:
+        return delta.clone()
+
+    def gradients(self, call: Any, delta: Tensor, value: Tensor, factor: float, out: Any) -> None:
+        out["scale"].copy_(factor * (delta * value).sum(0))
+
+
+def test_a_kernel_is_not_shrunk_to_values_that_its_module_spreads() -> None:
+    pcsim.register_kernel(Spreading, SpreadingKernel())
+    with pytest.raises(AssertionError, match=r"message differs from autograd's by") as failure:
+        verify.check_kernel(Spreading(5), (5,))
+    assert "(5,), batch=1" in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("module", "kernel", "message"),
+    [
+        (
+            Spreading,
+            SpreadingKernel,
+            "the class SpreadingKernel given, expected an instance of a Kernel; call the class",
+        ),
+        (Spreading(2), SpreadingKernel(), r"Spreading\(\) given, expected a type of modules"),
+        (Spreading, "reads", "SpreadingKernel.reads: 'value' given, expected one of nothing, input, output"),
+    ],
+    ids=["class", "module", "reads"],
+)
+def test_what_is_no_kernel_is_refused(module: Any, kernel: Any, message: str) -> None:
+    if kernel == "reads":
+        kernel = SpreadingKernel()
+        kernel.reads = "value"
+    with pytest.raises(pcsim.errors.SettingError, match=message):
+        pcsim.register_kernel(module, kernel)

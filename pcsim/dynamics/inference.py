@@ -36,8 +36,9 @@ class Relaxation:
         tolerance: stop once the largest update of any unit falls under it (and every node has been reached); None
             runs all steps.
         start: "zeros" begins with a forward pass, and with zeros where it gives no value (cycles, free roots without a
-            prior); "previous" begins every free node where the last run on a batch of that size has left it, as
-            "zeros" if there was none: for streams, whose input changes while the network keeps relaxing.
+            prior); "previous" begins every free node where the last run has left it, if that was on a batch of the same
+            size, else as "zeros", and so does the run after ``Simulator.forget()``: for streams, whose input changes
+            while the network keeps relaxing.
         hold_predictions: the fixed-prediction assumption (arXiv 2006.04182): predictions and Jacobians stay those of
             the forward pass, so that each node compares with a prediction that it keeps. The energy is then quadratic
             in the free values; at its minimum under constant precision the errors are backprop's, on any graph

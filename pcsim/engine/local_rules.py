@@ -447,9 +447,15 @@ def divergence(task: Task, node: str, step: int | None, cause: str = "") -> Dive
     if step is None:
         return DivergenceError(f"{lost}; look at the weights, which a smaller learning rate usually keeps finite")
     return DivergenceError(
-        f"{lost}; a smaller rate than {task.relaxation.rate:g} usually helps, or less momentum, or smaller weights or "
-        "precisions"
+        f"{lost}; a smaller inference rate than {task.relaxation.rate:g} usually helps, or less momentum, or smaller "
+        f"precisions; or smaller weights{_largest_weight(task)}, where earlier batches went well by a smaller learning "
+        "rate"
     )
+
+
+def _largest_weight(task: Task) -> str:
+    sizes = [float(p.detach().abs().max()) for p in task.fingerprint.parameters if p.numel()]
+    return f" (the largest is {max(sizes):.3g})" if sizes else ""
 
 
 def blamed(now: Evaluation) -> str:

@@ -106,6 +106,8 @@ class Recording(NamedTuple):
     """u_n."""
     error: Tensor | None = None
     """ε_n."""
+    units: Units | None = None
+    """Which units of the node these are, one tuple of numbers each; None where they are all."""
 
 
 Probed = Mapping[str, Mapping[str, Tensor]]
@@ -116,7 +118,8 @@ def recordings(probes: Iterable[Probe], states: list[Probed]) -> dict[str, Recor
     """What was recorded state by state, by node name."""
     return {
         probe.node: Recording(
-            **{part: torch.stack([state[probe.node][part] for state in states]) for part in probe.of or ()}
+            **{part: torch.stack([state[probe.node][part] for state in states]) for part in probe.of or ()},
+            units=probe.units,
         )
         for probe in probes
     }

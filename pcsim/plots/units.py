@@ -42,7 +42,7 @@ def unit_map(
     image = axes.pcolormesh(
         units.T.numpy(), norm=CenteredNorm(halfrange=_largest(units)), cmap="RdBu_r", rasterized=True
     )
-    _label(axes, units, node)
+    _label(axes, units, trace, node)
     figure.colorbar(image, ax=axes, label=part)
     return figure
 
@@ -80,7 +80,7 @@ def unit_raster(
     large = units.abs() > threshold
     steps = [[step + 0.5 for step in row.nonzero().flatten().tolist()] for row in large.T]
     axes.eventplot(steps, lineoffsets=[row + 0.5 for row in range(len(steps))], linelengths=0.9, colors="black")
-    _label(axes, units, node)
+    _label(axes, units, trace, node)
     axes.set_title(f"|{part}| > {threshold:.3g}")
     return figure
 
@@ -99,13 +99,15 @@ def _largest(units: Tensor) -> float:
     return max(units.abs().max().item(), torch.finfo(units.dtype).tiny)
 
 
-def _label(axes: object, units: Tensor, node: Node | str) -> None:
+def _label(axes: object, units: Tensor, trace: Trace, node: Node | str) -> None:
     from matplotlib.axes import Axes
 
     assert isinstance(axes, Axes)
     steps, count = units.shape
     name = node if isinstance(node, str) else node.name
     axes.set(xlabel="inference step", ylabel=f"unit of {name}", xlim=(0, steps), ylim=(0, count))
-    for axis, size in ((axes.xaxis, steps), (axes.yaxis, count)):
-        ticks = range(0, size, max(1, -(-size // 10)))
-        axis.set_ticks([tick + 0.5 for tick in ticks], labels=[str(tick) for tick in ticks])
+    chosen = trace.recordings[name].units or tuple((unit,) for unit in range(count))
+    names = [", ".join(map(str, place)) for place in chosen]
+    for axis, labels in ((axes.xaxis, list(map(str, range(steps)))), (axes.yaxis, names)):
+        ticks = range(0, len(labels), max(1, -(-len(labels) // 10)))
+        axis.set_ticks([tick + 0.5 for tick in ticks], labels=[labels[tick] for tick in ticks])

@@ -11,16 +11,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from pcsim.engine.kernels.products import Products
+from pcsim.errors import SettingError
 
 M = TypeVar("M", bound=nn.Module, contravariant=True)
 
+Reads: TypeAlias = Literal["nothing", "input", "output"]
 Saved = dict[str, Tensor]
 """A place for what ``forward`` wants ``message`` to find; its tensors may be used again by the next ``forward``."""
 
@@ -47,7 +49,7 @@ class Kernel(ABC, Generic[M]):
 
     stacks: ClassVar[bool] = False
     """Whether one call may compute a stack of modules with equal signatures; nothing may be saved then."""
-    reads: ClassVar[Literal["nothing", "input", "output"]] = "input"
+    reads: ClassVar[Reads] = "input"
     """Whose content ``message`` needs besides delta's; of the others it may use the shape."""
     products: ClassVar[bool] = False
     """Whether ``message`` is made of products with the weights, which may be computed in a lower precision."""
@@ -113,7 +115,21 @@ _KERNELS: dict[type[nn.Module], Kernel[Any]] = {}
 
 
 def register(module_type: type[M], kernel: Kernel[M]) -> None:
-    """Compute modules of exactly this type by ``kernel`` in the batched engine, from the next plan on."""
+    """Compute modules of exactly this type by ``kernel`` in the batched engine, from the next plan on.
+
+    Raises:
+        SettingError: the type is none of modules, the kernel no instance of :class:`Kernel`, or ``reads`` is unknown.
+    """
+    if not isinstance(module_type, type) or not issubclass(module_type, nn.Module):
+        raise SettingError(f"register_kernel: {module_type!r} given, expected a type of modules, such as nn.Linear")
+    if not isinstance(kernel, Kernel):
+        shown = f"the class {kernel.__name__}" if isinstance(kernel, type) else repr(kernel)
+        raise SettingError(f"register_kernel: {shown} given, expected an instance of a Kernel; call the class")
+    if kernel.reads not in get_args(Reads):
+        raise SettingError(
+            f"{type(kernel).__name__}.reads: {kernel.reads!r} given, expected one of {', '.join(get_args(Reads))}: "
+            "what message needs beside delta"
+        )
     _KERNELS[module_type] = kernel
 
 

@@ -148,16 +148,12 @@ class Plan:
 
     @cached_property
     def finished(self) -> Mask:
-        """Nodes whose value nothing reads once they have sent their lasting error, and that hear nothing any more.
+        """Nodes that hear nothing any more once they send their one, lasting error.
 
-        What such a node moves by its own error is a known multiple of what it has received by then, and may wait
-        until all steps are over; so may nothing else of it.
+        Nothing reads their value from then on, since what evaluates an edge also sends a message along it. So what such
+        a node moves by its own error, a known multiple of what it has received by then, may wait for the end.
         """
-        sending = self._sending
-        read = np.full(len(self.wiring.nodes), -1)
-        for step, position in enumerate(self.sequence):
-            read[self.phases[position].form] = step
-        heard = sending.over & (sending.heard >= 0) & (read <= sending.last)
+        heard = self._sending.over & (self._sending.heard >= 0)
         return heard & self.received & self.wiring.free & self.wiring.proportional & ~np.isnan(self.lasting_errors)
 
     def left_over(self, nodes: Positions) -> Factors:
