@@ -24,12 +24,13 @@ from benchmarks.variants import ARRIVAL, BACKPROP, CONSTANT, INCREMENTAL, SILENT
 TESTS = "tests"
 SECONDS = {
     "versions": 20.0,
-    TESTS: 90.0,
-    "W1": 35.0,
-    "W2": 55.0,
+    TESTS: 80.0,
+    "W1": 30.0,
+    "W2": 45.0,
     "W3": 40.0,
-    "W4": 55.0,
-    "W5": 45.0,
+    "W4": 45.0,
+    "W5": 40.0,
+    "W6 to W8": 60.0,
     "VGG10": 40.0,
     "ResNet18": 40.0,
     "epoch": 50.0,

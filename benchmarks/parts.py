@@ -6,7 +6,7 @@ import argparse
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -63,6 +63,14 @@ def workload(name: str, options: argparse.Namespace, seconds: float) -> Iterator
     yield compiled
 
 
+def several(names: Sequence[str], options: argparse.Namespace, seconds: float) -> Iterator[list[Row]]:
+    """Small workloads, one after the other in one process."""
+    start = time.monotonic()
+    for place, name in enumerate(names):
+        left = seconds - (time.monotonic() - start)
+        yield from workload(name, options, left / (len(names) - place))
+
+
 def epoch(options: argparse.Namespace, seconds: float) -> Iterator[list[Row]]:
     """An epoch of VGG10, with and without rounded messages."""
     [topology] = workloads(options.quick, ["VGG10"])
@@ -77,5 +85,6 @@ def epoch(options: argparse.Namespace, seconds: float) -> Iterator[list[Row]]:
 PARTS: dict[str, Part] = {
     "versions": versions,
     **{name: partial(workload, name) for name in (*WORKLOADS, *FULL_WIDTH)},
+    "W6 to W8": partial(several, ["W6", "W7", "W8"]),
     "epoch": epoch,
 }
