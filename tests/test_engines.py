@@ -956,3 +956,14 @@ def test_an_error_does_not_last_where_it_passes_through_a_sum_that_learns() -> N
     for rule in (pcsim.ForwardUpdate(), pcsim.ArrivalUpdate()):
         relaxation = pcsim.Relaxation(3, 0.3, precision=pcsim.Spiking(alpha=0.0))
         verify.check_engines_agree(verify.Case(net.double(), clamps, relaxation, rule))
+
+
+@pytest.mark.parametrize("rule", [pcsim.ForwardUpdate(), pcsim.ArrivalUpdate()], ids=str)
+def test_an_error_of_another_energy_than_the_gaussian_does_not_last(rule: pcsim.LearningRule) -> None:
+    """What is left of it is no multiple of what was sent."""
+    net = pcsim.topologies.mlp([3, 4, 4, 4, 2])
+    for name, energy in (("hidden2", pcsim.Huber(0.01)), ("output", pcsim.Huber(0.1))):
+        net[name].energy_function = energy
+    clamps = {"input": torch.randn(5, 3).double(), "output": torch.randn(5, 2).double()}
+    relaxation = pcsim.Relaxation(4, 0.3, precision=pcsim.Spiking(alpha=0.0, peak=2.0))
+    verify.check_engines_agree(verify.Case(net.double(), clamps, relaxation, rule))
