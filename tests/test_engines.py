@@ -967,3 +967,20 @@ def test_an_error_of_another_energy_than_the_gaussian_does_not_last(rule: pcsim.
     clamps = {"input": torch.randn(5, 3).double(), "output": torch.randn(5, 2).double()}
     relaxation = pcsim.Relaxation(4, 0.3, precision=pcsim.Spiking(alpha=0.0, peak=2.0))
     verify.check_engines_agree(verify.Case(net.double(), clamps, relaxation, rule))
+
+
+def test_what_a_shared_weight_learns_on_the_way_and_afterwards_adds_up() -> None:
+    """One edge into a node whose precision differs by unit, which learns as its error arrives, and one into another."""
+    net, shared = pcsim.Network(), nn.Linear(4, 4)
+    nodes = [net.add_node(name, (4,), transfer=nn.Tanh()) for name in ("x", "plain", "weighed", "y")]
+    nodes[2].own_precision = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    for source, target in pairwise(nodes):
+        net.add_edge(source, target, nn.Linear(4, 4) if target.name == "y" else shared)
+    clamps = {name: torch.randn(5, 4).double() for name in ("x", "y")}
+    relaxation = pcsim.Relaxation(3, 0.3, precision=pcsim.Spiking(alpha=0.0))
+    case = verify.Case(net.double(), clamps, relaxation, pcsim.ArrivalUpdate())
+    verify.check_engines_agree(case)
+    sim = pcsim.Simulator(net, relaxation, pcsim.ArrivalUpdate())
+    sim.infer(clamps)
+    lasting = dict(zip(net.nodes, np.isnan(sim.plan.lasting_errors).tolist(), strict=True))
+    assert (lasting["plain"], lasting["weighed"]) == (False, True)
