@@ -120,6 +120,9 @@ class Trainer:
         self.inputs = inputs.name if isinstance(inputs, Node) else inputs
         self.target = target.name if isinstance(target, Node) else target
         self.clamps = clamps
+        for name, alone in (("metrics", isinstance(metrics, Metric)), ("callbacks", isinstance(callbacks, Callback))):
+            if alone:
+                raise SettingError(f"Trainer: {name}: one given by itself, expected a list of them; write {name}=[...]")
         self.metrics: tuple[Metric, ...] = (RelaxedEnergy(),) if metrics is None else tuple(metrics)
         self.relaxed_every = relaxed_every
         self.clip = clip

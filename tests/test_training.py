@@ -889,3 +889,21 @@ def test_a_schedule_stays_at_its_end() -> None:
     schedule = pcsim.warmup_cosine(optimizer, 10, warmup=0.2, peak=3.0, end=0.25)
     factors = [schedule.lr_lambdas[0](step) for step in (0, 1, 2, 6, 10, 15, 40)]
     assert factors == pytest.approx([1.0, 2.0, 3.0, 1.625, 0.25, 0.25, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"metrics": pcsim.Accuracy()},
+            r"metrics: one given by itself, expected a list of them; write metrics=\[...\]",
+        ),
+        ({"callbacks": pcsim.EarlyStopping("accuracy")}, "callbacks: one given by itself"),
+        ({"clip_by": "value"}, r"clip_by.*a size at which to clip beside it"),
+    ],
+    ids=str,
+)
+def test_what_is_given_by_itself_is_refused(given: dict[str, Any], message: str) -> None:
+    net = pcsim.topologies.mlp([4, 3, 2])
+    with pytest.raises(SettingError, match=message):
+        pcsim.Trainer(pcsim.Simulator(net), torch.optim.SGD(net.parameters(), 0.1), **given)
