@@ -65,7 +65,7 @@ class Trace:
             kept = [f"{part} of {name!r}" for name, each in self.recordings.items() for part in _kept(each)]
             raise StateError(
                 f"this trace holds no {part} of node {name!r}, but {', '.join(kept) or 'none at all'}: ask for it with "
-                f"infer(..., record=[{name!r}])"
+                f"infer(..., record=[{name!r}]), or for what it holds (part= of a figure)"
             )
         return found
 
