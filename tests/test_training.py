@@ -901,7 +901,7 @@ def test_a_schedule_stays_at_its_end() -> None:
         ({"callbacks": pcsim.EarlyStopping("accuracy")}, "callbacks: one given by itself"),
         ({"clip_by": "value"}, r"clip_by.*a size at which to clip beside it"),
     ],
-    ids=str,
+    ids=["metrics", "callbacks", "clip_by"],
 )
 def test_what_is_given_by_itself_is_refused(given: dict[str, Any], message: str) -> None:
     net = pcsim.topologies.mlp([4, 3, 2])
