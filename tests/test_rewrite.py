@@ -418,18 +418,3 @@ def test_constant_precision_diverges_on_a_chain_of_auxiliary_nodes() -> None:
         moved.append((graph["stem"].value - graph["stem"].forward_value).abs().max().item())
     assert moved[0] < 10
     assert moved[1] > 1e6
-
-
-@pytest.mark.parametrize(("rate", "peak", "warns"), [(0.5, 2.0, True), (1.0, 1.0, True), (0.5, 1.0, False)])
-def test_the_forward_rule_warns_where_nothing_is_left_to_learn_from(rate: float, peak: float, warns: bool) -> None:
-    net = pcsim.topologies.mlp([8, 8, 8, 3])
-    relaxation = pcsim.Relaxation(4, rate, precision=pcsim.Spiking(alpha=0.0, peak=peak))
-    sim = pcsim.Simulator(net, relaxation, pcsim.ForwardUpdate())
-    clamps = {"input": torch.randn(9, 8), "output": torch.randn(9, 3)}
-    expected = pytest.warns(pcsim.PrecisionWarning, match="leaves nothing") if warns else nullcontext()
-    with expected:
-        sim.infer(clamps)
-    learned = [
-        name for name, p in net.named_parameters() if p in sim.gradients() and sim.gradients()[p].abs().max() > 0
-    ]
-    assert any("input->" in name for name in learned) != warns

@@ -7,7 +7,6 @@ differ in the state from which activity and error are taken. Gradients are divid
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -15,12 +14,9 @@ import attrs
 from torch import Tensor
 
 from pcsim.dynamics.inference import Relaxation
-from pcsim.errors import PrecisionWarning, SettingError
+from pcsim.errors import SettingError
 from pcsim.graph.energy import Energy, Scale
 from pcsim.messages import listed
-
-NOTHING = 1e-12
-"""A share of an error that is taken for none: what rounding leaves of it."""
 
 
 class LearningRule:
@@ -99,35 +95,13 @@ class SettledUpdate(LearningRule):
 
 @attrs.frozen
 class ForwardUpdate(LearningRule):
-    """Activities and predictions of the forward pass, errors of relaxed values to them (arXiv 2506.23800, Eq. 5)."""
+    """Activities and predictions of the forward pass, errors of relaxed values to them (arXiv 2506.23800, Eq. 5).
+
+    It learns from what the relaxation leaves of each error: with a schedule that is silent but for the arrival, and
+    rate · precision = 1 there (``Spiking.for_rate``), that is nothing below the targets. Take :class:`ArrivalUpdate`.
+    """
 
     at_forward: ClassVar[bool] = True
-
-    def check(self, relaxation: Relaxation, levels: Mapping[str, int]) -> None:
-        """Warn (:class:`PrecisionWarning`) where the relaxation leaves nothing of the errors to learn from (SPEC §3).
-
-        Raises:
-            SettingError: as of :meth:`LearningRule.check`.
-        """
-        super().check(relaxation, levels)
-        inner = {level for level in levels.values() if 0 < level < relaxation.steps}
-        if inner and relaxation.plain and not any(_left_over(relaxation, level) for level in inner):
-            warnings.warn(
-                "ForwardUpdate learns from what the relaxation leaves of each error, and rate · precision = 1 leaves "
-                "nothing, so that only the edges into targets learn; take ArrivalUpdate(), or a smaller rate or peak",
-                PrecisionWarning,
-                stacklevel=2,
-            )
-
-
-def _left_over(relaxation: Relaxation, level: int) -> bool:
-    """Whether anything is left of an error that arrives at a level, and travels on from there."""
-    left = 1.0
-    for step in range(level, relaxation.steps):
-        left *= 1 - relaxation.rate * relaxation.precision.at(step, level, relaxation.steps)
-        if abs(left) < NOTHING:
-            return False
-    return True
 
 
 @attrs.frozen
