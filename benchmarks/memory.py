@@ -25,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +52,7 @@ def weight_bytes(workload: Workload) -> int:
     return 4 * workload.edges * (workload.width + 1) * workload.width
 
 
+@lru_cache
 def _network(topology: Topology) -> Network:
     from benchmarks.contender import CPU  # here, since the parent asks for other budgets without PyTorch
     from benchmarks.full_width import topology_and_data

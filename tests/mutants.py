@@ -691,9 +691,9 @@ MUTANTS = (
         "What a node hears late is shrunk as if its own error had been sent after it.",
     ),
     Mutant(
-        "engine/planning/plan.py",
-        "return 1 - self.task.relaxation.rate * sent",
-        "return 1 - sent",
+        "engine/batched/errors.py",
+        "left = 1 - memory.task.relaxation.rate * memory.plan.sent(",
+        "left = 1 - memory.plan.sent(",
         "Nodes that have waited move by all of their own error.",
     ),
     Mutant(
@@ -1011,9 +1011,9 @@ MUTANTS = (
         "A weight that has become something else is taken for a parameter.",
     ),
     Mutant(
-        "engine/kernels/elementwise.py",
-        "partial(aten.gelu_backward.grad_input, delta, at, **self.settings(module), grad_input=out)",
-        "partial(aten.gelu_backward.grad_input, delta, at, grad_input=out)",
+        "engine/kernels/activation.py",
+        "return partial(type(self).derivative, delta, at, **self.settings(module), grad_input=out)",
+        "return partial(type(self).derivative, delta, at, grad_input=out)",
         "The approximate GELU sends the exact one's messages.",
     ),
     Mutant(

@@ -16,7 +16,7 @@ from pcsim.engine.batched.nodes import NodeMemory
 from pcsim.engine.batched.places import Cell, Operation, Part, finish, named, read, written
 from pcsim.engine.kernels.autograd import Traced
 from pcsim.engine.planning.liveness import Phase
-from pcsim.engine.planning.wiring import Mask, Positions
+from pcsim.engine.planning.wiring import Factors, Mask, Positions
 from pcsim.graph.energy import Energy, Scale
 from pcsim.graph.node import Node
 
@@ -59,33 +59,31 @@ def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learni
             operations.append(Operation("error", call, names))
 
 
-def slope(memory: Memory, operations: list[Operation], phase: Phase) -> None:
-    """Precision and derivative of many nodes' transfers at once, where each of them will send one error only.
-
-    Args:
-        memory: the program's tensors.
-        operations: to add to.
-        phase: whose active nodes those are, at the schedule's value of the step at which they send.
-    """
-    for node, rows in memory.node_rows(phase.active):
+def slope(memory: Memory, operations: list[Operation], nodes: Mask) -> None:
+    """Precision and derivative of many nodes' transfers at once, where each of them will send one error only."""
+    for node, rows in memory.node_rows(nodes):
         names, goal = named(node.names, rows), node.part("delta", rows)
-        scale = torch.as_tensor(scale_of(memory, node, rows, phase, learning=False), dtype=memory.arena.dtype)
         delta = goal.cell.read()
-        scale = scale.to(memory.arena.device).expand(delta.shape)
-        operations.append(Operation("precision", partial(delta.copy_, scale), names))
+        scale = _by_row(memory, memory.plan.sent(node.group.positions[rows]), delta)
+        operations.append(Operation("precision", partial(delta.copy_, scale.expand(delta.shape)), names))
         goal.scatter(operations, names)
-    pull(memory, operations, phase.active, np.zeros_like(phase.active))
+    pull(memory, operations, nodes, np.zeros_like(nodes))
 
 
 def leave(memory: Memory, operations: list[Operation]) -> None:
-    """Move the nodes that have waited by their own errors, all at once."""
+    """Move the nodes that have waited by their own errors, all at once: 1 − rate · π w of what they got is left."""
     for node, rows in memory.node_rows(memory.waiting):
         names, part = named(node.names, rows), node.part("displacement", rows)
-        left = torch.as_tensor(memory.plan.left_over(node.group.positions[rows]), dtype=memory.arena.dtype)
         moved = read(part, operations, names).read()
-        left = left.to(memory.arena.device).view(-1, *[1] * (moved.dim() - 1)) if len(rows) > 1 else left[0]
-        operations.append(Operation("own error", partial(moved.mul_, left), names))
+        left = 1 - memory.task.relaxation.rate * memory.plan.sent(node.group.positions[rows])
+        operations.append(Operation("own error", partial(moved.mul_, _by_row(memory, left, moved)), names))
         part.scatter(operations, names)
+
+
+def _by_row(memory: Memory, factors: Factors, rows: Tensor) -> Tensor:
+    """One factor for each row of a part, to be multiplied with it; 0-d where the part is a single row."""
+    made = torch.as_tensor(factors, dtype=memory.arena.dtype, device=memory.arena.device)
+    return made[0] if len(factors) == 1 else made.view(-1, *[1] * (rows.dim() - 1))
 
 
 def _multiply(memory: Memory, multiplier: Cell, error: Tensor) -> None:

@@ -252,13 +252,6 @@ class NodeMemory:
             return outlet
         return self.delta(rows, 0)
 
-    def let_go_of_pulled(self) -> None:
-        """Keep no longer the images of errors pulled back, where they are pulled back anew before they are read."""
-        for link in range(len(self.chain)):
-            cell = self._arena.known((self._key, "pulled", link))
-            if cell is not None and not cell.fixed:
-                cell.tensor = None
-
     def delta(self, rows: Positions, link: int) -> Part | Cell:
         """Where the error, pulled back to place ``link`` of the transfer's chain, is found."""
         for later in range(link, len(self.chain)):

@@ -66,11 +66,6 @@ def add_message(
     return lambda: kernel.adding(call, delta.read(), goal, factor, over=over)()
 
 
-def let_go(cell: Cell) -> None:
-    """Keep no longer what was left in a cell."""
-    cell.tensor = None
-
-
 def take(goal: Cell, original: Cell) -> None:
     """Leave a copy of one cell's tensor in another, even where the other would hold on to the tensor itself."""
     goal.write(original.read() if goal.fixed else original.read().clone())

@@ -69,10 +69,6 @@ class Arena:
             self._kept[key] = make()
         return self._kept[key]
 
-    def known(self, key: Hashable) -> Any:
-        """What is under a key; None where nothing has asked for it."""
-        return self._kept.get(key)
-
     def cell(self, key: Hashable, shape: Callable[[], tuple[int, ...]], *, filled: bool) -> Cell:
         """The cell under a key: of a fixed tensor (batch, *shape) where all that is left there is written into one.
 
@@ -122,6 +118,11 @@ class Cell:
             self.tensor = tensor
         elif tensor is not self.tensor:
             self.read().copy_(tensor)
+
+    def let_go(self) -> None:
+        """Keep no longer what was left here; a fixed tensor stays."""
+        if not self.fixed:
+            self.tensor = None
 
 
 class Part:

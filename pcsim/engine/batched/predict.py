@@ -123,8 +123,8 @@ def _transfer(
         operations.append(Operation(f"transfer {_title(link.kernel)}", call, names))
         finish(goal, operations, names)
         makers = [node.chain[position - 1]] if position else [edge.chain[-1] for edge, _ in feeding if edge.chain]
-        if link.kernel.forgets and not value.fixed and all(link.kernel.reads != "output" for link in makers):
-            operations.append(Operation("let go", partial(do.let_go, value), names))
+        if link.kernel.forgets and not value.fixed and all(maker.kernel.reads != "output" for maker in makers):
+            operations.append(Operation("let go", value.let_go, names))
 
 
 def _combine(

@@ -17,7 +17,7 @@ from pcsim.engine.batched.gradients import Found, learn
 from pcsim.engine.batched.groups import Groups
 from pcsim.engine.batched.memory import Memory
 from pcsim.engine.batched.nodes import NodeMemory
-from pcsim.engine.batched.places import Arena, Operation, named, read, runs_of
+from pcsim.engine.batched.places import Arena, Cell, Operation, named, read, runs_of
 from pcsim.engine.batched.predict import form, nudge, predict
 from pcsim.engine.batched.weights import Stack
 from pcsim.engine.planning.liveness import Phase
@@ -66,7 +66,7 @@ class Program:
         self.uninterrupted = not (record or stops or counts or self._watches or self._task.learns_each_step)
         """Whether nothing happens between two steps."""
         self.start = self._compile_start()
-        if self.uninterrupted and self._direct and plan.phases:
+        if self.uninterrupted and self._direct:
             self._let_wait()
         self.steps = [self._compile_step(phase) for phase in plan.phases]
         """What brings predictions up to date, and what follows from them, of each different step."""
@@ -165,10 +165,7 @@ class Program:
             alike = memory.waiting[node.group.positions]
             if node.group.by_units and node.chain and alike.sum() > 1:
                 together[node.group.positions[alike]] = True
-        schedule = np.zeros(len(together))
-        for phase in plan.phases:
-            schedule[phase.active] = phase.schedule[phase.active]
-        errors.slope(memory, self.start, attrs.evolve(plan.phases[0], active=together, schedule=schedule))
+        errors.slope(memory, self.start, together)
         memory.sloped = together
 
     @property
@@ -308,9 +305,11 @@ class Program:
             factors = np.where(np.isnan(sent), 1.0, sent)
             anew = phase.active & np.isnan(sent)
             self._learn(operations, phase, anew, activity, factors, traced)
-            for node, _ in memory.node_rows(anew):
-                if node.chain and not node.group.by_units:
-                    operations.append(Operation("let go", node.let_go_of_pulled, node.names))
+            for node, rows in memory.node_rows(anew):
+                pulled = (node.delta(rows, place) for place, link in enumerate(node.chain) if not link.in_place)
+                operations += [
+                    Operation("let go", c.let_go, node.names) for c in pulled if isinstance(c, Cell) and not c.fixed
+                ]
             self._learning[steps] = operations
             self._bring_new_stacks()
         return self._learning[steps]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -21,6 +20,8 @@ class Activation(Kernel[M]):
     stacks, fills_out, elementwise = True, True, True
     function: ClassVar[Any]
     """Of the values and the settings; it fills ``out``."""
+    derivative: ClassVar[Any]
+    """Times delta, of the input or output and the settings; it fills ``grad_input``. Not where ``pulling`` is there."""
 
     def settings(self, module: M) -> dict[str, Any]:
         """What the function takes beside the values, by keyword; nothing by default."""
@@ -30,7 +31,6 @@ class Activation(Kernel[M]):
         """Whether the function never falls; otherwise it first falls, and then rises."""
         return False
 
-    @abstractmethod
     def pulling(self, module: M, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
         """What fills ``out`` with delta times the derivative when it is called.
 
@@ -40,6 +40,7 @@ class Activation(Kernel[M]):
             at: the input or the output, whichever the kernel reads.
             out: of the same shape.
         """
+        return partial(type(self).derivative, delta, at, **self.settings(module), grad_input=out)
 
     def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
         """The function of each unit."""

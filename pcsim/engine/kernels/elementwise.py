@@ -53,15 +53,11 @@ class Gain(Kernel[nn.Module]):
 class Tanh(Activation[nn.Tanh]):
     """``nn.Tanh``."""
 
-    reads, function = "output", torch.tanh
+    reads, function, derivative = "output", torch.tanh, aten.tanh_backward.grad_input
 
     def rises(self, module: nn.Tanh) -> bool:
         """It always rises."""
         return True
-
-    def pulling(self, module: nn.Tanh, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
-        """Delta · (1 − output²)."""
-        return partial(aten.tanh_backward.grad_input, delta, at, grad_input=out)
 
 
 class ReLU(Activation[nn.ReLU]):
@@ -85,15 +81,11 @@ class ReLU(Activation[nn.ReLU]):
 class GELU(Activation[nn.GELU]):
     """``nn.GELU``, exact or in its tanh approximation: each unit times the Gaussian distribution function of it."""
 
-    reads, function = "input", aten.gelu.out
+    reads, function, derivative = "input", aten.gelu.out, aten.gelu_backward.grad_input
 
     def settings(self, module: nn.GELU) -> dict[str, Any]:
         """How it is approximated."""
         return {"approximate": module.approximate}
-
-    def pulling(self, module: nn.GELU, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:
-        """Delta times the derivative at the input."""
-        return partial(aten.gelu_backward.grad_input, delta, at, **self.settings(module), grad_input=out)
 
 
 class Flatten(Kernel[nn.Flatten]):

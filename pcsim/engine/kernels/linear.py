@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from pcsim.engine.kernels import products
 from pcsim.engine.kernels.kernel import Call, Kernel, owns, register
-from pcsim.engine.kernels.products import by_onednn
 
 
 class Linear(Kernel[nn.Linear]):
@@ -37,7 +36,7 @@ class Linear(Kernel[nn.Linear]):
         """Writes value · Wᵀ + b."""
         weight, bias = call.weights["weight"], call.weights.get("bias")
         rows, goal = _rows(value, weight), _rows(out, weight)
-        if weight.dim() == 2 and by_onednn(call.products, rows, len(weight)):
+        if products.by_onednn(call.products, rows, weight.shape[-2]):
             return lambda: goal.copy_(products.linear(rows, weight, bias))
         if weight.dim() == 2:  # the parameters themselves, whose data may be put elsewhere later
             return partial(functional.linear, rows, weight, bias, out=goal)  # type: ignore[call-arg]
@@ -55,7 +54,7 @@ class Linear(Kernel[nn.Linear]):
         """Writes delta · W."""
         weight = call.weights["weight"]
         rows, goal = _rows(delta, weight), _rows(out, weight)
-        if weight.dim() == 2 and by_onednn(call.products, rows, weight.shape[1]):
+        if products.by_onednn(call.products, rows, weight.shape[-1]):
             return lambda: goal.copy_(products.linear(rows, weight.mT))
         multiply: Callable[..., Tensor] = torch.mm if weight.dim() == 2 else torch.bmm
         return partial(multiply, rows, weight, out=goal)
@@ -66,7 +65,7 @@ class Linear(Kernel[nn.Linear]):
         """Adds factor · delta · W."""
         weight, kept = call.weights["weight"], 0 if over else 1
         rows, there = _rows(delta, weight), _rows(goal, weight)
-        if weight.dim() == 2 and by_onednn(call.products, rows, weight.shape[1]):
+        if products.by_onednn(call.products, rows, weight.shape[-1]):
             if over:
                 return lambda: torch.mul(products.linear(rows, weight.mT), factor, out=there)
             return lambda: there.add_(products.linear(rows, weight.mT), alpha=factor)
@@ -77,7 +76,7 @@ class Linear(Kernel[nn.Linear]):
         """Write factor · deltaᵀ value for the weights and factor · Σ delta for the bias."""
         stacked = out["weight"].dim() == 3 if "weight" in out else out["bias"].dim() == 2
         delta, value = (tensor.flatten(1 if stacked else 0, -2) for tensor in (delta, value))
-        if "weight" in out and not stacked and by_onednn(call.products, delta.mT, value.shape[1]):
+        if "weight" in out and products.by_onednn(call.products, delta.mT, value.shape[-1]):
             torch.mul(products.linear(delta.mT, value.mT), factor, out=out["weight"])
         elif "weight" in out:
             product, weight = torch.baddbmm if stacked else torch.addmm, out["weight"]

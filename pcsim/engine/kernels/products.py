@@ -24,8 +24,8 @@ FEWEST = 2**21
 
 
 def by_onednn(products: Products, rows: Tensor, columns: int) -> bool:
-    """Whether oneDNN multiplies rows, (rows, features), with a matrix of so many columns."""
-    if products == "torch" or rows.device.type != "cpu" or rows.dtype != torch.float32:
+    """Whether oneDNN multiplies rows, (rows, features), with a matrix of so many columns; never a stack of them."""
+    if products == "torch" or rows.dim() != 2 or rows.device.type != "cpu" or rows.dtype != torch.float32:
         return False
     return (products == "onednn" or (favoured() and rows.numel() * columns >= FEWEST)) and works()
 

@@ -140,8 +140,7 @@ class Plan:
         once &= ~wiring.streamed  # what was sent was another frame's
         # Deterministic nodes that learn gather several errors, each with a factor of its own.
         known = once & ~wiring.any_of(wiring.between & wiring.learns[wiring.source], wiring.target)
-        weight = wiring.energy_weight[known]
-        sent = sending.precision[known] * weight
+        weight, sent = wiring.energy_weight[known], self.sent(np.flatnonzero(known))
         moves = wiring.free[known] & (not rule.at_arrival)
         factors[known] = weight * np.where(moves, 1 - relaxation.rate * sent, 1.0) / sent
         return factors
@@ -156,10 +155,10 @@ class Plan:
         heard = self._sending.over & (self._sending.heard >= 0)
         return heard & self.received & self.wiring.free & self.wiring.proportional & ~np.isnan(self.lasting_errors)
 
-    def left_over(self, nodes: Positions) -> Factors:
-        """1 − rate · π w of finished nodes: what their own error leaves of what they have received."""
+    def sent(self, nodes: Positions) -> Factors:
+        """π w of the errors that nodes send, at the last step at which they do."""
         sent: Factors = self._sending.precision[nodes] * self.wiring.energy_weight[nodes]
-        return 1 - self.task.relaxation.rate * sent
+        return sent
 
     @cached_property
     def _sending(self) -> _Sending:
