@@ -322,20 +322,29 @@ class TestProductsByOneDNN:
             assert float((usual - other).norm() / usual.norm()) < 1e-5
 
     @pytest.mark.parametrize(
-        ("vendor", "capability", "size", "dtype", "taken"),
+        ("vendor", "family", "capability", "size", "dtype", "taken"),
         [
-            ("AuthenticAMD", "AVX512", 128, torch.float32, True),
-            ("AuthenticAMD", "AVX512", 64, torch.float32, False),
-            ("AuthenticAMD", "AVX512", 128, torch.float64, False),
-            ("AuthenticAMD", "AVX2", 128, torch.float32, False),
-            ("GenuineIntel", "AVX512", 128, torch.float32, False),
+            ("AuthenticAMD", 26, "AVX512", 128, torch.float32, True),
+            ("AuthenticAMD", 26, "AVX512", 64, torch.float32, False),
+            ("AuthenticAMD", 26, "AVX512", 128, torch.float64, False),
+            ("AuthenticAMD", 26, "AVX2", 128, torch.float32, False),
+            ("AuthenticAMD", 25, "AVX512", 128, torch.float32, False),
+            ("GenuineIntel", 26, "AVX512", 128, torch.float32, False),
         ],
     )
     def test_which_products_it_takes_by_itself(
-        self, vendor: str, capability: str, size: int, dtype: torch.dtype, taken: bool, monkeypatch: pytest.MonkeyPatch
+        self,
+        vendor: str,
+        family: int,
+        capability: str,
+        size: int,
+        dtype: torch.dtype,
+        taken: bool,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        told = f"vendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 17\n"
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-        monkeypatch.setattr(products.Path, "read_text", lambda *_, **__: f"vendor_id : {vendor}")
+        monkeypatch.setattr(products.Path, "read_text", lambda *_, **__: told)
         rows = torch.zeros(size, size, dtype=dtype)
         assert products.by_onednn("auto", rows, size) == taken
         assert not products.by_onednn("torch", rows, size)

@@ -1,14 +1,16 @@
 """By which of PyTorch's libraries matrices are multiplied on a CPU.
 
-PyTorch's own products call MKL, which is slow on AMD's processors with AVX-512: a batch of 128 by 784x256 took 540 to
-1,280 µs there, 128 by 128x128 41 to 55, with oneDNN 230 to 290 and 29 to 37 (one thread). On one with AVX2 alone they
-tie, and on Intel's MKL is at home. oneDNN's linear map is private to PyTorch, though its compiler calls it, so it is
-tried once, and left alone where it is missing or wrong.
+PyTorch's own products call MKL, which leaves half of some AMD processors unused: a batch of 128 by 784x256 took 540 to
+1,280 µs there, 128 by 128x128 41 to 55, with oneDNN 230 to 290 and 29 to 37 (one thread). These are 64 operations a
+cycle, which Zen 5 (family 26) is the first to have. On Zen 4 (family 25) and on one with AVX2 alone the two tie, and
+what oneDNN makes is still to be copied: a whole step takes up to 1.16 times as long with it. On Intel's, MKL is at
+home. oneDNN's linear map is private to PyTorch, though its compiler calls it, so it is tried once, and left alone where
+it is missing or wrong.
 """
 
 from __future__ import annotations
 
-import platform
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
@@ -21,6 +23,7 @@ Products: TypeAlias = Literal["auto", "torch", "onednn"]
 PRODUCTS: tuple[str, ...] = get_args(Products)
 FEWEST = 2**21
 """Multiplications of numbers from which on oneDNN is taken by itself: below, its calls cost what it saves."""
+ZEN_5 = 26
 
 
 def by_onednn(products: Products, rows: Tensor, columns: int) -> bool:
@@ -38,16 +41,15 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @lru_cache
 def favoured() -> bool:
-    """Whether this is a processor on which oneDNN is the faster: AMD's, with AVX-512."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and _made_by_amd()
-
-
-def _made_by_amd() -> bool:
+    """Whether this is a processor on which oneDNN is the faster: AMD's with whole AVX-512 units, Zen 5 or later."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
     try:
         told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        told = platform.processor()
-    return "AuthenticAMD" in told
+        return False
+    family = re.search(r"^cpu family\s*:\s*(\d+)", told, re.MULTILINE)
+    return "AuthenticAMD" in told and family is not None and int(family[1]) >= ZEN_5
 
 
 @lru_cache
