@@ -849,7 +849,7 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/groups.py",
-        "members.sort(key=lambda p: (row_at[wiring.target[p]], row_at[wiring.source[p]], p))",
+        "members.sort(key=lambda p: (target_row[p], source_row[p], p))",
         "members.sort(key=lambda p: p)",
         "Edges of a group are left in the order in which they were added.",
     ),
@@ -993,14 +993,14 @@ MUTANTS = (
     ),
     Mutant(
         "engine/kernels/kernel.py",
-        'return any(hooks) or "forward" in vars(module)',
-        'return any(hooks[:1]) or "forward" in vars(module)',
+        "return bool(hooked) or overwritten or",
+        "return bool(module._forward_hooks) or overwritten or",
         "A forward pre-hook or a backward hook is passed over by a kernel.",
     ),
     Mutant(
         "engine/kernels/kernel.py",
-        'or "forward" in vars(module) or "parametrizations" in module._modules',
-        'or "forward" in vars(module)',
+        '"forward" in module.__dict__ or "parametrizations" in module._modules',
+        '"forward" in module.__dict__',
         "A parametrized weight is read as it was.",
         "torch gives a parametrized module a class of its own, of which no kernel is known.",
     ),

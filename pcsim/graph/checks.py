@@ -331,17 +331,18 @@ def _whole(given: nn.Module, value: Tensor) -> bool:
 
 def one_dtype(network: Network) -> None:
     """Refuse modules that differ in dtype or device."""
-    found: tuple[str, Tensor] | None = None
-    modules = [(f"edge {name!r}", edge.module) for name, edge in network.edges.items()]
-    modules += [(f"node {name!r}", node.transfer) for name, node in network.nodes.items()]
-    for place, parameter in ((place, parameter) for place, part in modules for parameter in parameters_of(part)):
+    found: tuple[Part, Tensor] | None = None
+    modules: list[tuple[Part, nn.Module]] = [(edge, edge.module) for edge in network.edges.values()]
+    modules += [(node, node.transfer) for node in network.nodes.values()]
+    for part, parameter in ((part, parameter) for part, module in modules for parameter in parameters_of(module)):
         if not parameter.is_floating_point():
             continue
-        found = found or (place, parameter)
-        if (parameter.dtype, parameter.device) != (found[1].dtype, found[1].device):
+        first, like = found = found or (part, parameter)
+        if parameter.dtype != like.dtype or parameter.device != like.device:
             raise GraphError(
-                f"{place} has parameters of {parameter.dtype} on {parameter.device}, but {found[0]} has "
-                f"{found[1].dtype} on {found[1].device}; convert the whole network with network.to(...)"
+                f"{part.kind} {part.name!r} has parameters of {parameter.dtype} on {parameter.device}, but "
+                f"{first.kind} {first.name!r} has {like.dtype} on {like.device}; convert the whole network with "
+                "network.to(...)"
             )
 
 

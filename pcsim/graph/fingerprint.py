@@ -13,6 +13,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 
 from pcsim.graph.part import Part
+from pcsim.graph.probing import integers_taken
 from pcsim.graph.statistics import normalises
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class Fingerprint:
         """Whether any part may draw random numbers."""
         self.moving = [part for part in parts if part.moves]
         """Parts whose buffers move as they are evaluated."""
-        held = ((name, node.integers) for name, node in network.nodes.items())
+        reading = (edge for edge in network.edges.values() if integers_taken(edge.module) is not None)
+        held = ((edge.source_name, edge.source.integers) for edge in reading)
         self.integers = {name: count for name, count in held if count is not None}
         """Nodes that hold integers, by name, and how many each may hold, from 0 on."""
         users = [module for module in modules if not isinstance(module, Part)]

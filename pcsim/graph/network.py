@@ -373,7 +373,8 @@ class Network(nn.Module):
 
     def in_degree(self, node: Node | str) -> int:
         """How many edges end at a node."""
-        return len(self._incoming[self._resolve(node).name])
+        ends = self._incoming.get(node) if isinstance(node, str) else None
+        return len(self._incoming[self._resolve(node).name] if ends is None else ends)
 
     def neighbours(self, node: Node | str) -> list[Node]:
         """Nodes at the other ends of a node's edges, each once: those that predict it, then those that it predicts."""

@@ -166,40 +166,43 @@ def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
 
 def _group_edges(plan: Plan, nodes: Sequence[NodeGroup], stacking: bool) -> list[EdgeGroup]:
     wiring = plan.wiring
-    crowded = np.bincount(wiring.target, minlength=len(wiring.nodes)) > 1
-    group_at, row_at = np.zeros(len(wiring.nodes), np.intp), np.zeros(len(wiring.nodes), np.intp)
+    group_of, row_of = np.zeros(len(wiring.nodes), np.intp), np.zeros(len(wiring.nodes), np.intp)
     for place, group in enumerate(nodes):
-        group_at[group.positions], row_at[group.positions] = place, np.arange(len(group.positions))
+        group_of[group.positions], row_of[group.positions] = place, np.arange(len(group.positions))
     by_units = [group.by_units for group in nodes]
+    # Lists: numpy takes longer to give a single number than all that is done with it here.
+    ends = [of.tolist() for at in (wiring.source, wiring.target) for of in (group_of[at], row_of[at])]
+    source_group, source_row, target_group, target_row = ends
+    sources = wiring.source.tolist()
+    crowded = (np.bincount(wiring.target, minlength=len(wiring.nodes)) > 1)[wiring.target].tolist()
     groups: dict[Hashable, list[int]] = {}
     chains: dict[int, list[Link] | None] = {}
     for position, edge in enumerate(wiring.edges):
-        shape = wiring.nodes[wiring.source[position]].shape
         chain = chains[position] = edge_chain(edge)
         # Any other node keeps the errors that it has pulled back in places of their own, one for each edge.
-        alone = chain is None or not by_units[group_at[wiring.target[position]]]
+        alone = chain is None or not by_units[target_group[position]]
         # A value of several axes is large enough by itself, and to gather several would cost more.
-        alone = alone or len(shape) > 1
+        alone = alone or len(wiring.nodes[sources[position]].shape) > 1
         together = stacking and not alone and all(link.kernel.stacks for link in chain or ())
         kind = (
             None if together else edge.name,
-            group_at[wiring.source[position]],
-            group_at[wiring.target[position]],
+            source_group[position],
+            target_group[position],
             None if chain is None else signature(chain),
-            bool(crowded[wiring.target[position]]),
+            crowded[position],
         )
         groups.setdefault(kind, []).append(position)
     found = []
     for members in groups.values():
-        members.sort(key=lambda p: (row_at[wiring.target[p]], row_at[wiring.source[p]], p))
+        members.sort(key=lambda p: (target_row[p], source_row[p], p))
         found.append(
             EdgeGroup(
                 np.array(members, np.intp),
                 [wiring.edges[p] for p in members],
-                int(group_at[wiring.source[members[0]]]),
-                int(group_at[wiring.target[members[0]]]),
-                row_at[wiring.source[members]],
-                row_at[wiring.target[members]],
+                source_group[members[0]],
+                target_group[members[0]],
+                row_of[wiring.source[members]],
+                row_of[wiring.target[members]],
                 None if chains[members[0]] is None else [chain for p in members if (chain := chains[p]) is not None],
             )
         )

@@ -93,7 +93,7 @@ class Arena:
         Of a power of two, so that parts of many sizes do not each keep their own.
         """
         room = 1 << (count - 1).bit_length()
-        made: Tensor = self.kept((key, room), partial(stack.new_zeros, (room, *stack.shape[1:])))
+        made: Tensor = self.kept((key, room), partial(stack.new_empty, (room, *stack.shape[1:])))
         return made[:count]
 
 
@@ -236,4 +236,4 @@ def _add(goal: Tensor, addend: Cell, factor: float) -> None:
 
 def named(names: Sequence[str], rows: Positions) -> list[str]:
     """The names of some rows."""
-    return [names[row] for row in rows]
+    return [names[row] for row in rows.tolist()]

@@ -126,8 +126,8 @@ class Program:
             node.load(batch, self.plan)
 
     def _compile_start(self) -> list[Operation]:
-        depth = self._depths()
-        later = np.array([node.predicted for node in self._wiring.nodes], bool) & (depth == 0)
+        depth = self._wiring.forward_depth
+        later = self._wiring.predicted & (depth == 0)
         operations: list[Operation] = []
         memory = self._memory
         for level in range(1, int(depth.max(initial=0)) + 1):
@@ -172,19 +172,6 @@ class Program:
     def _nudged(self) -> list[NodeMemory]:
         nudged = (node for node in self._memory.nodes if node.group.given and node.node.incoming)
         return list(nudged) if self._task.nudged else []
-
-    def _depths(self) -> Positions:
-        """How many predictions lie before each node's own in the forward pass; 0 where none gives its value."""
-        nodes, clamping = self._wiring.nodes, self._task.clamping
-        place = {node.name: position for position, node in enumerate(nodes)}
-        depth = np.zeros(len(nodes), np.intp)
-        for component in clamping.components:
-            for name in sorted(component, key=clamping.position.__getitem__):
-                node, inner = nodes[place[name]], name in clamping.deterministic
-                if inner or (name not in clamping.full and name not in clamping.placed and node.predicted):
-                    before = (int(depth[place[edge.source_name]]) for edge in node.incoming)
-                    depth[place[name]] = 1 + max(before, default=0)
-        return depth
 
     # Steps
 
@@ -476,13 +463,14 @@ class Program:
 
     def _state_views(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
         views: tuple[dict[str, Tensor], ...] = ({}, {}, {})
-        for node in self._wiring.nodes:
-            memory, row = self._memory.rows[node.name]
+        for memory in self._memory.nodes:
             value = "forward_prediction" if memory.group.received else "value"
             for name, of in zip((value, "forward_value", "forward_prediction"), views, strict=True):
                 if name in memory.tensors:
-                    of[node.name] = memory.tensors[name][row]
-        return views[0], views[1], views[2]
+                    of.update(zip(memory.names, memory.tensors[name].unbind(), strict=True))
+        names = [node.name for node in self._wiring.nodes]
+        present, *forward = ({name: view[name] for name in names if name in view} for view in views)
+        return present, forward[0], forward[1]
 
     def _values(self, steps: int) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
         """Values by node name after so many steps, and the displacements that are kept apart."""

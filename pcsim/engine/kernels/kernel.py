@@ -147,8 +147,9 @@ def kernel_for(module: nn.Module, shape: tuple[int, ...]) -> Kernel[Any] | None:
 
 def changed(module: nn.Module) -> bool:
     """Whether calling a module does more than its type says."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module) or "parametrizations" in module._modules or _has_any_global_hook()  # type: ignore[no-untyped-call]
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    overwritten = "forward" in module.__dict__ or "parametrizations" in module._modules
+    return bool(hooked) or overwritten or _has_any_global_hook()  # type: ignore[no-untyped-call]
 
 
 def owns(module: nn.Module, *names: str) -> bool:

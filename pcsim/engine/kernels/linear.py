@@ -24,7 +24,10 @@ class Linear(Kernel[nn.Linear]):
 
     def signature(self, module: nn.Linear) -> Hashable:
         """Its sizes; a graph may have tens of thousands, and printing each would take seconds."""
-        return tuple(module.weight.shape), module.bias is not None
+        own = module._parameters  # asking the module itself takes three times as long
+        weight, bias = own["weight"], own["bias"]
+        assert weight is not None
+        return weight.shape, bias is not None
 
     def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
         """Value · Wᵀ + b, (k?, batch, positions?, out features)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -83,13 +84,35 @@ class Wiring:
             passed = self.any_of(into & (self.deterministic & self.learns)[self.source], self.target)
             self.learns[generation] |= passed[generation]
 
+    @cached_property
+    def predicted(self) -> Mask:
+        """Nodes that an edge or a prior predicts."""
+        return np.array([node.predicted for node in self.nodes], bool)
+
+    @cached_property
+    def forward_depth(self) -> Positions:
+        """How many predictions lie before each node's own in the forward pass; 0 where none gives its value."""
+        clamping, place, predicted = self._task.clamping, self._place, self.predicted.tolist()
+        sources: list[list[int]] = [[] for _ in self.nodes]
+        for source, target in zip(self.source.tolist(), self.target.tolist(), strict=True):
+            sources[target].append(source)
+        depth = [0] * len(self.nodes)
+        for component in clamping.components:
+            for name in sorted(component, key=clamping.position.__getitem__):
+                position = place[name]
+                moves = name not in clamping.full and name not in clamping.placed and predicted[position]
+                if moves or name in clamping.deterministic:
+                    depth[position] = 1 + max((depth[before] for before in sources[position]), default=0)
+        return np.array(depth, np.intp)
+
     def changing(self, step: int) -> Mask:
         """Clamped nodes whose next frame takes its place once a step has been taken."""
         return self._mask(self._task.changing(step), self._place)
 
     def _find_parameters(self, task: Task) -> None:
-        place = {parameter: position for position, parameter in enumerate(task.fingerprint.parameters)}
-        self.parameters = list(place)
+        self.parameters = list(task.fingerprint.parameters)
+        # By identity: a tensor is slow to hash, and a large graph has a hundred thousand.
+        place = {id(parameter): position for position, parameter in enumerate(self.parameters)}
         of_edges = [parameters_of(edge.module) for edge in self.edges]
         # A deterministic node has no error, and so nothing to learn a precision from.
         owned = [list(node.parameters()) for node in self.nodes]
@@ -169,13 +192,8 @@ def masked(members: Positions, size: int) -> Mask:
     return mask
 
 
-def _uses(place: dict[nn.Parameter, int], parts: list[list[nn.Parameter]]) -> tuple[Positions, Positions]:
-    """Pairs of a part's position and a trainable parameter's that it uses."""
-    pairs = [
-        (position, place[parameter])
-        for position, part in enumerate(parts)
-        for parameter in part
-        if parameter.requires_grad
-    ]
-    users, used = zip(*pairs, strict=True) if pairs else ((), ())
+def _uses(place: dict[int, int], parts: list[list[nn.Parameter]]) -> tuple[Positions, Positions]:
+    """Pairs of a part's position and a trainable parameter's that it uses; ``place`` by the parameter's identity."""
+    users = [position for position, part in enumerate(parts) for p in part if p.requires_grad]
+    used = [place[id(p)] for part in parts for p in part if p.requires_grad]
     return np.array(users, np.intp), np.array(used, np.intp)
