@@ -1072,8 +1072,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/kernels/linear.py",
-        "return tuple(module.weight.shape), module.bias is not None",
-        "return tuple(module.weight.shape)",
+        "return weight.shape, bias is not None",
+        "return weight.shape",
         "Layers with and without a bias share a stack.",
         "What a group has in common tells how many parameters learn or are frozen, too.",
     ),

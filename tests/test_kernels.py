@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -277,10 +278,10 @@ class TestProductsByOneDNN:
 
     @pytest.fixture(autouse=True)
     def _afresh(self) -> Iterator[None]:
-        for known in (products.favoured, products.works):
+        for known in (products.amd_family, products.works):
             known.cache_clear()
         yield
-        for known in (products.favoured, products.works):
+        for known in (products.amd_family, products.works):
             known.cache_clear()
 
     def test_it_is_there_under_the_signature_that_is_called(self) -> None:
@@ -315,9 +316,15 @@ class TestProductsByOneDNN:
         found = []
         for library in ("torch", "onednn"):
             engine = partial(BatchedEngine, products=library)  # type: ignore[arg-type]
-            sim = pcsim.Simulator(net, pcsim.Relaxation(6, 0.2), engine=engine)
+            sim = pcsim.Simulator(copy.deepcopy(net), pcsim.Relaxation(6, 0.2), engine=engine)
             sim.infer(clamps)
-            found.append([net["hidden1"].value, *sim.gradients().values()])
+            assert isinstance(sim.engine, BatchedEngine)
+            assert all(program.native for program in sim.engine.programs(sim.engine.shown))
+            for parameter in sim.network.parameters():
+                parameter.data = parameter.data.flip(0)  # elsewhere, and another
+            for _ in range(3):
+                sim.infer(clamps)
+            found.append([sim.network["hidden1"].value, *sim.gradients().values()])
         for usual, other in zip(*found, strict=True):
             assert float((usual - other).norm() / usual.norm()) < 1e-5
 
@@ -350,6 +357,43 @@ class TestProductsByOneDNN:
         assert not products.by_onednn("torch", rows, size)
         assert products.by_onednn("onednn", rows, 1) == (dtype == torch.float32)
         assert not products.by_onednn("onednn", rows.to("meta"), size)
+
+    @pytest.mark.parametrize(
+        ("family", "capability", "units", "dtype", "taken"),
+        [
+            (25, "AVX512", 2**17, torch.float32, True),
+            (25, "AVX512", 2**17 - 2, torch.float32, False),
+            (25, "AVX512", 2**17, torch.float64, False),
+            (25, "AVX2", 2**17, torch.float32, False),
+        ],
+    )
+    def test_whose_hyperbolic_tangents_it_takes_by_itself(
+        self, family: int, capability: str, units: int, dtype: torch.dtype, taken: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told = f"vendor_id\t: AuthenticAMD\ncpu family\t: {family}\n"
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        monkeypatch.setattr(products.Path, "read_text", lambda *_, **__: told)
+        value = torch.zeros(2, units // 2, dtype=dtype)
+        assert products.tanh_by_onednn("auto", value, value) == taken
+        assert not products.tanh_by_onednn("torch", value, value)
+        assert products.tanh_by_onednn("onednn", value[:, :3].contiguous(), value[:, :3].clone()) == (
+            dtype == torch.float32
+        )
+        assert not products.tanh_by_onednn("onednn", value, value[:, ::2])
+        assert not products.tanh_by_onednn("onednn", value.to("meta"), value)
+
+    @pytest.mark.parametrize("units", [1, 2**17, 2**18 + 3])
+    def test_its_hyperbolic_tangent_is_as_exact(self, units: int) -> None:
+        value = torch.cat([torch.logspace(-30, 2, units), torch.tensor([0.0, -0.0, torch.inf, -torch.inf])])
+        value = torch.cat([value, -value])
+        exact, found = torch.tanh(value.double()), torch.empty_like(value)
+        kernel = kernel_for(nn.Tanh(), (len(value),))
+        assert kernel is not None
+        kernel.predicting(Call(nn.Tanh(), {}, {}, "onednn"), value, found)()
+        torch.testing.assert_close(found.double(), exact, rtol=2e-7, atol=0)
+        nowhere = torch.full((1, 2), torch.nan)
+        kernel.predicting(Call(nn.Tanh(), {}, {}, "onednn"), nowhere, nowhere)()
+        assert nowhere.isnan().all()
 
     @pytest.mark.parametrize("wrong", ["missing", "another answer"])
     def test_where_it_is_missing_or_wrong_it_is_left_alone(self, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:

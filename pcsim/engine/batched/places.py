@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from pcsim.engine.kernels.products import Products
+from pcsim.engine.kernels.products import FILLING, Products
 from pcsim.engine.planning.wiring import Positions
 
 _OUTPUTS = {"out", "grad_input"}
@@ -29,8 +29,10 @@ class Operation(NamedTuple):
 
     @property
     def native(self) -> bool:
-        """Whether it is one call of torch's own, which leaves all that it makes in tensors that are there."""
-        if not isinstance(self.call, partial) or not isinstance(self.call.func, BuiltinFunctionType | OpOverload):
+        """Whether it is a call of torch's own, or like one, that leaves all that it makes in tensors that are there."""
+        if not isinstance(self.call, partial):
+            return False
+        if not isinstance(self.call.func, BuiltinFunctionType | OpOverload) and self.call.func not in FILLING:
             return False
         fills = not _OUTPUTS.isdisjoint(self.call.keywords)
         return fills or self.call.func.__name__.endswith("_")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pcsim.engine.kernels import products
 from pcsim.engine.kernels.activation import Activation
 from pcsim.engine.kernels.kernel import Call, Kernel, register
 
@@ -54,6 +55,12 @@ class Tanh(Activation[nn.Tanh]):
     """``nn.Tanh``."""
 
     reads, function, derivative = "output", torch.tanh, aten.tanh_backward.grad_input
+
+    def predicting(self, call: Call, value: Tensor, out: Tensor) -> Callable[[], object]:
+        """Fills ``out``, by the faster library."""
+        if products.tanh_by_onednn(call.products, value, out):
+            return partial(products.fill_tanh, products.in_parts(value), out=products.in_parts(out))
+        return super().predicting(call, value, out)
 
     def rises(self, module: nn.Tanh) -> bool:
         """It always rises."""

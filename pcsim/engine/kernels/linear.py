@@ -40,7 +40,7 @@ class Linear(Kernel[nn.Linear]):
         weight, bias = call.weights["weight"], call.weights.get("bias")
         rows, goal = _rows(value, weight), _rows(out, weight)
         if products.by_onednn(call.products, rows, weight.shape[-2]):
-            return lambda: goal.copy_(products.linear(rows, weight, bias))
+            return partial(products.fill_linear, rows, weight, bias, out=goal)
         if weight.dim() == 2:  # the parameters themselves, whose data may be put elsewhere later
             return partial(functional.linear, rows, weight, bias, out=goal)  # type: ignore[call-arg]
         if bias is None:
@@ -58,7 +58,7 @@ class Linear(Kernel[nn.Linear]):
         weight = call.weights["weight"]
         rows, goal = _rows(delta, weight), _rows(out, weight)
         if products.by_onednn(call.products, rows, weight.shape[-1]):
-            return lambda: goal.copy_(products.linear(rows, weight.mT))
+            return partial(products.fill_product, rows, weight, out=goal)
         multiply: Callable[..., Tensor] = torch.mm if weight.dim() == 2 else torch.bmm
         return partial(multiply, rows, weight, out=goal)
 
@@ -69,9 +69,8 @@ class Linear(Kernel[nn.Linear]):
         weight, kept = call.weights["weight"], 0 if over else 1
         rows, there = _rows(delta, weight), _rows(goal, weight)
         if products.by_onednn(call.products, rows, weight.shape[-1]):
-            if over:
-                return lambda: torch.mul(products.linear(rows, weight.mT), factor, out=there)
-            return lambda: there.add_(products.linear(rows, weight.mT), alpha=factor)
+            leave = products.fill_product if over else products.add_product
+            return partial(leave, rows, weight, factor, out=there)
         add = there.addmm_ if weight.dim() == 2 else there.baddbmm_
         return partial(add, rows, weight, beta=kept, alpha=factor)
 
