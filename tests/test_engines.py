@@ -30,6 +30,7 @@ CASES = verify.cases(rules=RULES, **LOOSE)
 everything = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
+ENGINES = ("reference", "batched")
 WITHOUT = ("leave_out", "stacking", "lasting_errors", "direct_moves")
 
 
@@ -883,6 +884,19 @@ def test_what_runs_in_inference_mode_learns_afterwards(engine: str) -> None:
     before = [parameter.clone() for parameter in net.parameters()]
     sim.update(clamps, optimizer)
     assert not all(torch.equal(*pair) for pair in zip(before, net.parameters(), strict=True))
+
+
+def test_a_trace_tells_of_its_own_run_alone() -> None:
+    """Two programs take turns in the same tensors, so that what a run leaves would be seen in the third."""
+    net = pcsim.topologies.mlp([4, 5, 5, 5, 3])
+    relaxation = pcsim.Relaxation(5, 0.3, precision=pcsim.Spiking(alpha=0.0))
+    sims = {engine: pcsim.Simulator(net, relaxation, pcsim.ForwardUpdate(), engine=engine) for engine in ENGINES}
+    for _ in range(4):
+        clamps = {"input": torch.randn(2, 4), "output": torch.randn(2, 3)}
+        traces = {engine: sim.infer(clamps, record=True) for engine, sim in sims.items()}
+        for kept in ("energies", "error_norms", "free_energies"):
+            batched, reference = (getattr(traces[engine], kept) for engine in ("batched", "reference"))
+            torch.testing.assert_close(batched, reference)
 
 
 class Viewing(nn.Module):
