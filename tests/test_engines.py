@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import random
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -48,6 +49,118 @@ def test_every_shortcut_changes_nothing(graphs: int) -> None:
         verify.check_engines_agree(case, ("reference", partial(BatchedEngine, **{switch: False})))
 
     settings(everything, max_examples=graphs)(given(CASES, st.sampled_from(WITHOUT))(check))()
+
+
+@attrs.frozen
+class Drawn(pcsim.PrecisionSchedule):
+    """A precision drawn for every step and level, often zero: errors are sent when no schedule of ours would."""
+
+    seed: int
+    quiet: bool
+    """Whether it is zero until the error has arrived, as the arrival rule asks for."""
+
+    def at(self, step: int, level: int | None, steps: int) -> float:
+        if self.quiet and step < (level or 0):
+            return 0.0
+        return random.Random(f"{self.seed} {step} {level}").choice((0.0, 0.0, 0.0, 1.0, 0.5))
+
+
+@pytest.mark.parametrize("graphs", [25, pytest.param(200, marks=pytest.mark.slow)])
+def test_engines_agree_whenever_errors_are_sent(graphs: int) -> None:
+    def check(case: verify.Case, seed: int) -> None:
+        schedule = Drawn(seed, quiet=case.rule.at_arrival)
+        verify.check_engines_agree(attrs.evolve(case, relaxation=attrs.evolve(case.relaxation, precision=schedule)))
+
+    settings(everything, max_examples=graphs)(given(CASES, st.integers(0, 2**16))(check))()
+
+
+RECURRING = {(0, 0), (1, 1), (2, 2), (3, 3), (4, 0), (5, 1)}
+
+
+class Recurring(pcsim.PrecisionSchedule):
+    """Spikes at the arrival, and once more at the targets and before them."""
+
+    def at(self, step: int, level: int | None, steps: int) -> float:
+        return float((step, level) in RECURRING)
+
+
+@pytest.mark.parametrize("steps", [4, 5, 6])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_an_error_does_not_last_where_another_comes_later(rule: pcsim.LearningRule, steps: int) -> None:
+    net, clamps = chain()
+    doubles = {name: tensor.double() for name, tensor in clamps.items()}
+    verify.check_engines_agree(
+        verify.Case(net.double(), doubles, pcsim.Relaxation(steps, 0.3, precision=Recurring()), rule)
+    )
+
+
+@pytest.mark.parametrize("precision", [pcsim.Spiking(alpha=0.0), pcsim.Constant()], ids=["silent", "constant"])
+@pytest.mark.parametrize("steps", [0, 1, 2, 6])
+def test_multipliers_count_whatever_the_precision(precision: pcsim.PrecisionSchedule, steps: int) -> None:
+    net, clamps = chain()
+    doubles = {name: tensor.double() for name, tensor in clamps.items()}
+    relaxation = pcsim.Relaxation(steps, 0.2, precision=precision, multipliers=0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pcsim.PrecisionWarning)  # of what the error does not reach in few steps
+        verify.check_engines_agree(verify.Case(net.double(), doubles, relaxation, pcsim.SettledUpdate()))
+
+
+def test_a_transfer_that_learns_is_evaluated_again_where_nothing_before_it_does() -> None:
+    net = pcsim.Network()
+    net.add_node("x", (4,))
+    net.add_node("h", (4,), transfer=nn.PReLU(4))
+    net.add_node("y", (2,))
+    net.add_edge("x", "h", nn.Linear(4, 4)).requires_grad_(False)
+    net.add_edge("h", "y", nn.Linear(4, 2))
+    clamps = {"x": torch.randn(3, 4).double(), "y": torch.randn(3, 2).double()}
+    for record in (False, True):
+        case = verify.Case(net.double(), clamps, pcsim.Relaxation(5, 0.3), pcsim.IncrementalUpdate(), record=record)
+        verify.check_engines_agree(case)
+
+
+def joined(ends: list[tuple[str, str, int]]) -> tuple[pcsim.Network, dict[str, Tensor]]:
+    """A root x, nodes a and b in two stacks, a target; edges of as many kinds as there are numbers in ``ends``."""
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    net.add_node("x", (3,))
+    a, b = (sorted({end[place] for end in ends}) for place in (0, 1))
+    for name in a:
+        net.add_node(name, (3,), transfer=nn.Tanh())
+    for name in b:
+        net.add_node(name, (4,), transfer=nn.Tanh())
+    net.add_node("y", (2,))
+    for name in a:
+        net.add_edge("x", name, nn.Linear(3, 3))
+    for source, target, kind in ends:
+        net.add_edge(source, target, nn.Linear(3, 4, bias=bool(kind)))
+    for name in b:
+        net.add_edge(name, "y", nn.Linear(4, 2))
+    return net.double(), {"x": torch.randn(3, 3).double(), "y": torch.randn(3, 2).double()}
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        [("a0", "b0", 0), ("a2", "b1", 0), ("a1", "b2", 0), ("a3", "b3", 0)],
+        [("a0", "b0", 0), ("a1", "b0", 0), ("a0", "b0", 1), ("a1", "b1", 1)],
+        [("a0", "b0", 0), ("a1", "b1", 0), ("a2", "b1", 0), ("a0", "b0", 1), ("a1", "b0", 1), ("a2", "b1", 1)],
+    ],
+    ids=["crossed", "two of a kind into one", "unevenly"],
+)
+def test_rows_that_do_not_follow_each_other(ends: list[tuple[str, str, int]]) -> None:
+    net, clamps = joined(ends)
+    for rule in (pcsim.SettledUpdate(), pcsim.IncrementalUpdate()):
+        verify.check_engines_agree(verify.Case(net, clamps, pcsim.Relaxation(5, 0.2), rule))
+
+
+def test_edges_are_stacked_in_the_order_of_their_ends() -> None:
+    """Whatever the order in which they were added, so that what equal chains read need not be gathered."""
+    ends = [(f"a{number}", f"b{number}", 0) for number in (3, 0, 2, 1)]
+    net, clamps = joined(ends)
+    sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.2))
+    sim.infer(clamps)
+    assert "gather a" not in str(sim.program)
+    assert "stack weights a0->b0, a1->b1, a2->b2" in str(sim.program)
 
 
 class Leaning(pcsim.Energy):
