@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -495,6 +496,13 @@ def test_sampled_values_have_the_mean_and_covariance_of_the_posterior(engine: st
     assert np.abs(off / spread).max() * math.sqrt(chains) < 5
     gap = (np.cov(found.T) - covariance) / np.sqrt(covariance**2 + np.outer(spread, spread) ** 2)
     assert np.abs(gap).max() * math.sqrt(chains) < 5
+
+
+def test_noise_is_one_s_own_at_each_node_and_step_and_the_same_for_the_same_seed() -> None:
+    relaxation, like = pcsim.Relaxation(3, 0.2, temperature=0.5), torch.zeros(2, 4)
+    drawn = [relaxation.noise(like, *which) for which in ((5, "a", 0), (5, "b", 0), (5, "a", 1), (6, "a", 0))]
+    assert not any(torch.equal(*pair) for pair in itertools.combinations(drawn, 2))
+    assert torch.equal(relaxation.noise(like, 5, "a", 0), drawn[0])
 
 
 def prior_of_images() -> pcsim.Network:

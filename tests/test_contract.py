@@ -89,6 +89,19 @@ class TestWhatIsHandedOut:
         assert all(torch.equal(tensor, copied) for tensor, copied in kept)
 
     @pytest.mark.parametrize("engine", ENGINES)
+    def test_is_weighed_as_at_the_last_step(self, engine: str) -> None:
+        net = pcsim.topologies.mlp([3, 3, 3, 3, 2], activation=nn.Identity)
+        spiking = pcsim.Spiking(alpha=0.25, peak=2.0)  # at the last of three steps in hidden2, and after it in hidden1
+        sim = pcsim.Simulator(net, pcsim.Relaxation(3, 0.1, precision=spiking), engine=engine)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pcsim.PrecisionWarning)
+            sim.infer({"input": torch.randn(4, 3), "output": torch.randn(4, 2)})
+        for name, precision in (("hidden1", 0.25), ("hidden2", 2.0), ("hidden3", 0.25)):
+            node, (edge,) = net[name], net[name].incoming
+            assert float(node.precision) == precision
+            torch.testing.assert_close(edge.message, precision * node.error @ edge.module.weight)
+
+    @pytest.mark.parametrize("engine", ENGINES)
     def test_may_be_written_without_harm(self, engine: str) -> None:
         net = chain()
         sim = pcsim.Simulator(net, engine=engine)

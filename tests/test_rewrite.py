@@ -245,6 +245,25 @@ def test_what_cannot_be_balanced_is_refused() -> None:
         balance_paths(net, RATE)
 
 
+class Fading(pcsim.PrecisionSchedule):
+    """Twice the usual at the arrival, and seven tenths of it from step to step."""
+
+    def at(self, step: int, level: int | None, steps: int) -> float:
+        late = step - (level or 0)
+        return 0.0 if late < 0 else 2.0 * 0.7**late
+
+
+def test_a_peak_that_fades_slowly_is_a_peak() -> None:
+    net = mlp([UNITS] * 4)
+    net.add_edge("hidden1", "output", name="skip")
+    relaxation = Relaxation(5, 0.3, precision=Fading())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_delay(balance_paths(net, 0.3, peak=2.0), relaxation)
+    with pytest.warns(PrecisionWarning, match=r"balance_paths\(net, 0.3, peak=2\)"):
+        check_delay(balance_paths(net, 0.3), relaxation)
+
+
 # Dynamics
 
 

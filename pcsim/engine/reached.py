@@ -46,7 +46,6 @@ class Reached:
             active |= self._live.intersection(task.clamping.multiplied)
         reading = active | self._inner_before(active, self._passing)
         moving = active | {edge.source_name for name in reading for edge in nodes[name].incoming}
-        moving |= set() if task.relaxation.plain else self._moved
         moving = set(task.clamping.free) & (moving if not task.relaxation.temperature else set(nodes))
         changed = set[str]()  # where predictions are held, nothing follows from a move
         if not task.held:
