@@ -106,14 +106,15 @@ def test_multipliers_count_whatever_the_precision(precision: pcsim.PrecisionSche
         verify.check_engines_agree(verify.Case(net.double(), doubles, relaxation, pcsim.SettledUpdate()))
 
 
-def test_multipliers_do_not_grow_without_a_step() -> None:
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_multipliers_do_not_grow_before_a_step(steps: int) -> None:
     net = pcsim.Network()
     for name in ("x", "a", "b"):
         net.add_node(name, (3,), transfer=nn.Tanh())
     for source, target in (("x", "a"), ("a", "b"), ("b", "a")):  # values of a cycle start away from predictions
         net.add_edge(source, target, nn.Linear(3, 3))
-    case = verify.Case(net.double(), {"x": torch.randn(2, 3).double()}, pcsim.Relaxation(0, multipliers=0.5))
-    verify.check_engines_agree(case)
+    relaxation = pcsim.Relaxation(steps, 0.2, multipliers=0.5)
+    verify.check_engines_agree(verify.Case(net.double(), {"x": torch.randn(2, 3).double()}, relaxation))
 
 
 def test_a_transfer_that_learns_is_evaluated_again_where_nothing_before_it_does() -> None:
@@ -162,6 +163,48 @@ def test_rows_that_do_not_follow_each_other(ends: list[tuple[str, str, int]]) ->
     net, clamps = joined(ends)
     for rule in (pcsim.SettledUpdate(), pcsim.IncrementalUpdate()):
         verify.check_engines_agree(verify.Case(net, clamps, pcsim.Relaxation(5, 0.2), rule))
+
+
+def test_stacked_nodes_that_share_an_energy_weigh_it_each_by_their_own_precision() -> None:
+    net, clamps = joined([(f"a{number}", f"b{number}", 0) for number in range(3)])
+    energy = Leaning()
+    for number in range(3):
+        net[f"b{number}"].energy_function, net[f"b{number}"].own_precision = energy, 0.5 + number
+    for rule in RULES[:3]:
+        verify.check_engines_agree(verify.Case(net, clamps, pcsim.Relaxation(5, 0.1), rule))
+
+
+def test_stacks_that_share_their_modules_learn_from_both() -> None:
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    net.add_node("x", (3,))
+    for number in range(2):
+        for name, transfer in (("a", nn.Tanh()), ("b", nn.Sigmoid()), ("c", nn.ReLU())):
+            net.add_node(f"{name}{number}", (3,), transfer=transfer)
+        shared = nn.Linear(3, 3)
+        net.add_edge("x", f"a{number}", nn.Linear(3, 3))
+        net.add_edge(f"a{number}", f"b{number}", shared)
+        net.add_edge(f"b{number}", f"c{number}", shared)
+    clamps = {name: torch.randn(2, 3).double() for name in ("x", "c0", "c1")}
+    for rule in RULES[:3]:
+        verify.check_engines_agree(verify.Case(net.double(), clamps, pcsim.Relaxation(5, 0.1), rule))
+
+
+@pytest.mark.parametrize("rule", RULES[:3], ids=lambda rule: type(rule).__name__)
+def test_images_that_an_identity_hands_on_are_those_of_the_prediction(rule: pcsim.LearningRule) -> None:
+    torch.manual_seed(0)
+    net = pcsim.Network()
+    net.add_node("x", (1, 4, 4))
+    net.add_node("first", (1, 4, 4), transfer=nn.Tanh())
+    net.add_node("a", (2, 4, 4))
+    net.add_node("b", (2, 4, 4), transfer=nn.GELU())
+    net.add_node("y", (3,))
+    net.add_edge("x", "first", nn.Conv2d(1, 1, 3, padding=1))
+    net.add_edge("first", "a", nn.Conv2d(1, 2, 3, padding=1))
+    net.add_edge("a", "b")
+    net.add_edge("b", "y", nn.Sequential(nn.Flatten(), nn.Linear(32, 3)))
+    clamps = {"x": torch.randn(2, 1, 4, 4).double(), "y": torch.randn(2, 3).double()}
+    verify.check_engines_agree(verify.Case(net.double(), clamps, pcsim.Relaxation(6, 0.3), rule))
 
 
 def test_edges_are_stacked_in_the_order_of_their_ends() -> None:
