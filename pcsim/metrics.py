@@ -170,9 +170,9 @@ class RunningMeans:
         if not self._batches:
             raise SettingError("no batches given, expected at least one; a generator, for one, gives its batches once")
         own = {name: (total.item(), self._samples[name]) for name, total in self._sums.items()}
-        if gather is None:
-            return {name: total / samples for name, (total, samples) in own.items() if samples}
-        parts = gather(own)
-        names = dict.fromkeys(name for part in parts for name in part)
-        sums = {name: [part[name] for part in parts if name in part] for name in names}
-        return {name: sum(total for total, _ in some) / sum(n for _, n in some) for name, some in sums.items()}
+        parts = [own] if gather is None else gather(own)
+        sums: dict[str, tuple[float, int]] = {}
+        for name, (total, samples) in (item for part in parts for item in part.items()):
+            before = sums.get(name, (0.0, 0))
+            sums[name] = before[0] + total, before[1] + samples
+        return {name: total / samples for name, (total, samples) in sums.items() if samples}

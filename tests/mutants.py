@@ -1394,8 +1394,8 @@ MUTANTS = (
     ),
     Mutant(
         "metrics.py",
-        "return {name: total / samples for name, (total, samples) in own.items() if samples}",
-        "return {name: total / self._batches for name, (total, samples) in own.items() if samples}",
+        "return {name: total / samples for name, (total, samples) in sums.items() if samples}",
+        "return {name: total / self._batches for name, (total, samples) in sums.items() if samples}",
         "Means are over batches.",
     ),
     Mutant(
