@@ -250,3 +250,17 @@ def test_thresholds_and_means_at_other_values() -> None:
     assert diagnosis.arrivals(trace, above=1.5) == {0: 0, 2: 1}
     assert diagnosis.imbalance(trace)[1] == pytest.approx(2.0 / 0.3)
     assert trace.energy("y").tolist() == energies[:, 0].tolist()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_progress_is_the_share_of_the_distance_that_is_gone(steps: int) -> None:
+    """Between two Gaussian errors of precision one every unit's curvature is 2, so that each step leaves 1 − 2 rate."""
+    net = pcsim.Network()
+    for name in ("x", "h", "y"):
+        net.add_node(name, (3,))
+    net.add_edge("x", "h", nn.Linear(3, 3))
+    net.add_edge("h", "y")
+    clamps = {"x": torch.randn(2, 3).double(), "y": torch.randn(2, 3).double()}
+    found = pcsim.diagnosis.curvature(pcsim.Simulator(net.double(), pcsim.Relaxation(steps, 0.1)), clamps)
+    assert (found.smallest, found.largest) == pytest.approx((2, 2))
+    assert found.progress == pytest.approx(1 - 0.8**steps, abs=1e-5)

@@ -57,8 +57,9 @@ class BatchedEngine(Engine):
         message_dtype: a lower precision for the products in messages, such as ``torch.bfloat16``; None for that of
             the network. Predictions and latents are never rounded: an error is a small difference of the two, and
             rounding either to 8 bits would leave little of it, while a message only has to point downhill.
-        products: which of PyTorch's libraries multiplies the matrices of linear maps in float32 on a CPU: ``"torch"``,
-            its own way; ``"onednn"``; or ``"auto"``, oneDNN on processors on which it is known to be the faster.
+        products: which of PyTorch's libraries multiplies the matrices of linear maps, and takes hyperbolic tangents, in
+            float32 on a CPU: ``"torch"``, its own way; ``"onednn"``; or ``"auto"``, oneDNN where it is known to be the
+            faster.
 
     Raises:
         SettingError: products is none of these; or, at the first batch, messages are to be rounded to half precision
