@@ -86,7 +86,7 @@ NEAREST = {
     "data": ("data",),
     "diagnosis": ("diagnosis", "closed_forms"),
     "verify": ("verify", "backprop_agreement", "properties"),
-    "topologies": ("topologies",),
+    "topologies": ("topologies", "graph"),
 }
 """Test files by the beginning of a file's name; the longest that fits counts."""
 

@@ -153,6 +153,14 @@ def test_vgg_of_own_layers() -> None:
     shapes = [node.shape for node in net.nodes.values()]
     assert shapes == [(2, 8, 10), (5, 8, 10), (6, 3, 4), (7, 5, 6), (9,), (8,), (3,)]
     assert list(net.nodes)[-3:] == ["linear1", "linear2", "output"]
+    transfers = [[part for part in node.transfer.modules() if not list(part.children())] for node in net.nodes.values()]
+    assert [[type(part) for part in parts] for parts in transfers] == [
+        [nn.Identity],
+        [nn.Tanh],
+        [nn.Tanh, nn.MaxPool2d],
+        *[[nn.Tanh]] * 3,
+        [nn.Identity],
+    ]
     assert isinstance(net["output"].energy_function, pcsim.CrossEntropy)
     assert vgg([Convolution(4)], image=(1, 4, 4))["conv1"].shape == (4, 4, 4)
     with pytest.raises(GraphError, match=r"'conv2'.*2x8 that reach it.*2x8 is given, and at least 4x4 is needed"):
