@@ -1802,12 +1802,6 @@ MUTANTS = (
         "A target learns from the error of an earlier frame.",
     ),
     Mutant(
-        "engine/reached.py",
-        "        moving |= set(task.changing(step))\n",
-        "",
-        "The reference takes a target's later frames for no error.",
-    ),
-    Mutant(
         "engine/problem.py",
         'if p.node in following or set(p.of or ()) - {"value"})',
         'if set(p.of or ()) - {"value"})',

@@ -188,6 +188,20 @@ def test_nudged_targets_follow_their_stream() -> None:
         torch.testing.assert_close(trace.value("output"), expected)
 
 
+@pytest.mark.parametrize("rule", [pcsim.ForwardUpdate(), pcsim.ArrivalUpdate(), pcsim.SettledUpdate()])
+def test_a_target_that_has_spoken_learns_from_what_it_is_given_since(rule: pcsim.LearningRule) -> None:
+    net, clamps = chain()
+    relaxation = pcsim.Relaxation(4, 0.2, precision=pcsim.Spiking(alpha=0.0))
+    given, found = {**clamps, "output": pcsim.Stream(torch.randn(4, 4, 2, dtype=torch.float64))}, []
+    for engine in ("batched", "reference"):
+        sim = pcsim.Simulator(net, relaxation, rule, engine=engine)
+        sim.infer(given)
+        found.append(sim.gradients())
+    assert found[0].keys() == found[1].keys()
+    for parameter, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][parameter])
+
+
 def test_a_relaxation_with_a_tolerance_waits_for_the_last_frame() -> None:
     net, clamps = chain()
     still = clamps["input"].expand(3, 4, 3).clone()

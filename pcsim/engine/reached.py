@@ -53,7 +53,6 @@ class Reached:
         if task.learns_each_step:
             learned = {parameter for name in reading for parameter in self._own_and_incoming(name)}
             changed |= {name for name in nodes if learned & self._own_and_incoming(name)}
-        moving |= set(task.changing(step))
         if not task.held:
             changed |= {edge.target_name for name in task.changing(step) for edge in nodes[name].outgoing}
         self._moved |= moving
