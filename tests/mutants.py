@@ -68,7 +68,7 @@ NEAREST = {
     "engine/landscape": ("closed_forms",),
     "engine/reading": ("by_hand", "contract", "properties"),
     "engine/kernels": ("kernels", "engines", "contract"),
-    "engine/problem": ("by_hand", "closed_forms", "nudging", "error_coordinates", "engines", "streams"),
+    "engine/problem": ("by_hand", "closed_forms", "nudging", "error_coordinates", "engines", "streams", "recordings"),
     "engine/local_rules": ("by_hand", "closed_forms", "engines", "error_coordinates", "streams"),
     "engine/batched/operations": ("kernels", "engines"),
     "engine": ("engines", "streams", "error_coordinates", "any_order", "closed_forms"),

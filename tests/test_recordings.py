@@ -222,3 +222,19 @@ def test_chosen_units_keep_their_numbers() -> None:
     for figure in (plots.unit_raster(trace, "hidden1"), plots.unit_map(trace, "hidden1")):
         figure.canvas.draw()
         assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["7", "19", "30"]
+
+
+@pytest.mark.parametrize("steps", [3, 6])
+def test_the_value_alone_of_a_node_that_follows_is_that_of_its_step(steps: int) -> None:
+    """Where precision is silent nothing else asks for it."""
+    torch.manual_seed(0)
+    net = pcsim.topologies.residual_mlp(4, 5, 3, blocks=2).double()
+    clamps = {"input": torch.randn(2, 4).double(), "output": torch.randn(2, 3).double()}
+    found = []
+    for record in ([pcsim.Probe("sum1", of="value")], ["sum1"]):
+        sim = pcsim.Simulator(net, pcsim.Relaxation(steps, 0.5, precision=pcsim.Spiking(alpha=0.0)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pcsim.PrecisionWarning)
+            found.append(sim.infer(clamps, record=record).value("sum1"))
+    assert not torch.equal(found[0][0], found[0][-1])
+    torch.testing.assert_close(*found)
