@@ -83,7 +83,7 @@ NEAREST = {
     "engine/batched/operations": ("kernels", "engines"),
     "engine": ("engines", "streams", "error_coordinates", "any_order", "closed_forms"),
     "simulator": ("errors", "by_hand", "nudging", "contract", "any_order", "engines", "closed_forms"),
-    "clamps": ("errors", "graph", "closed_forms"),
+    "clamps": ("errors", "graph", "closed_forms", "integers", "streams"),
     "targets": ("errors", "training"),
     "trace": ("diagnosis", "closed_forms"),
     "training": ("training", "checkpoints"),

@@ -190,6 +190,16 @@ def test_stacks_that_share_their_modules_learn_from_both() -> None:
         verify.check_engines_agree(verify.Case(net.double(), clamps, pcsim.Relaxation(5, 0.1), rule))
 
 
+@pytest.mark.parametrize("into", [nn.Tanh(), nn.Softshrink()], ids=["kernel", "autograd"])
+def test_edges_without_a_kernel_are_each_computed_by_themselves(into: nn.Module) -> None:
+    net, clamps = joined([(f"a{number}", f"b{number}", 0) for number in range(3)])
+    for number in range(3):
+        net.edges[f"a{number}->b{number}"].module = nn.Sequential(nn.Linear(3, 4), nn.Softshrink(0.1 * number)).double()
+        net[f"b{number}"].transfer = copy.deepcopy(into)
+    for rule in RULES[:3]:
+        verify.check_engines_agree(verify.Case(net, clamps, pcsim.Relaxation(5, 0.1), rule))
+
+
 @pytest.mark.parametrize("rule", RULES[:3], ids=lambda rule: type(rule).__name__)
 def test_images_that_an_identity_hands_on_are_those_of_the_prediction(rule: pcsim.LearningRule) -> None:
     torch.manual_seed(0)

@@ -55,6 +55,13 @@ def build(net: pcsim.Network, **options: Any) -> None:
     net.add_node("new", (2,), **options)
 
 
+class OwnEnergy(pcsim.Energy):
+    """One that says nothing of a likelihood."""
+
+    def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
+        return (value - prediction).square()
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -70,6 +77,7 @@ def build(net: pcsim.Network, **options: Any) -> None:
             {"precision": pcsim.LearnedPrecision(), "energy": pcsim.CrossEntropy()},
             r"'new': a learned precision .* CrossEntropy",
         ),
+        ({"precision": pcsim.LearnedPrecision(), "energy": OwnEnergy()}, r"'new': a learned precision .* OwnEnergy"),
         ({"energy": "gaussian"}, r"'new': energy 'gaussian' given, expected an instance of Energy; write Gaussian\(\)"),
         ({"energy": pcsim.CrossEntropy}, r"'new': energy .*CrossEntropy'> given, .*; write CrossEntropy\(\)"),
         ({"energy_weight": "1"}, r"'new': energy_weight '1' given"),

@@ -147,12 +147,21 @@ def test_what_does_not_fit_is_refused_by_name(wrong: str, late: bool, monkeypatc
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def _read_twice(net: pcsim.Network) -> None:
+    net.add_edge(net.add_node("n", (3,)), "output", nn.Linear(3, 2))
+    net.add_edge("n", "output", nn.EmbeddingBag(3, 2))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda net: net.add_edge("hidden", "input", nn.Linear(6, 3)), "node 'input' holds integers.*let it be a root"),
         (lambda net: net.add_edge("input", "input", nn.EmbeddingBag(3, 3)), "node 'input' holds integers"),
-        (lambda net: net.add_edge("input", "output", nn.Linear(3, 2)), "takes numbers, but edge 'input->hidden' reads"),
+        (
+            lambda net: net.add_edge("input", "output", nn.Linear(3, 2)),
+            "takes numbers, but edge 'input->hidden' reads integers",
+        ),
+        (_read_twice, "takes integers, but edge 'n->output' reads numbers"),
         (lambda net: net.add_edge("hidden", "output", nn.EmbeddingBag(6, 2)), "node 'hidden' is predicted; give a"),
         (lambda net: setattr(net["input"], "prior", 0.0), "node 'input': holds integers.*drop the prior"),
         (lambda net: setattr(net["input"], "deterministic", True), "node 'input': holds integers"),

@@ -273,6 +273,21 @@ def test_what_is_pooled_is_let_go_only_where_nothing_reads_it(activation: nn.Mod
     verify.check_engines_agree(verify.Case(net.double(), clamps, relaxation, pcsim.SettledUpdate()))
 
 
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        *((module, (3, 4, 4)) for module in (nn.Conv2d(3, 2, 3), nn.ConvTranspose2d(3, 2, 3), nn.BatchNorm2d(3))),
+        *((module, (3, 4, 4)) for module in (nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Flatten())),
+        *((module, (3,)) for module in (nn.Linear(3, 2), nn.BatchNorm1d(3), nn.LayerNorm(3))),
+        *((module, (3,)) for module in (nn.Tanh(), nn.Sigmoid(), nn.ReLU(), nn.LeakyReLU(), nn.ELU(), nn.GELU())),
+        *((module, (3,)) for module in (nn.SiLU(), nn.Softplus(), nn.Identity())),
+    ],
+    ids=str,
+)
+def test_what_the_page_on_speed_names_has_a_kernel(module: nn.Module, shape: tuple[int, ...]) -> None:
+    assert kernel_for(module, shape) is not None
+
+
 class TestProductsByOneDNN:
     """PyTorch's private linear map of oneDNN: all that pcsim takes for granted of it is looked at here."""
 

@@ -270,3 +270,8 @@ def test_what_does_not_fit_is_refused(arguments: dict[str, object], message: str
 def test_attention_refuses_heads_that_are_none() -> None:
     with pytest.raises(GraphError, match="heads=0 given, expected a whole number of at least 1"):
         pcsim.Attention(0)
+
+
+def test_it_normalises_first_unless_told_otherwise() -> None:
+    net = transformer(image=(1, 4, 4), patch=2, classes=3, width=4, heads=2, blocks=1)
+    assert {"norm1a", "norm1b", "norm"} <= set(net.nodes)
