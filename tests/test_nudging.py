@@ -74,12 +74,13 @@ def test_a_negative_target_s_gradients_are_those_of_an_ordinary_clamp_there_with
         torch.testing.assert_close(got, -other)
 
 
-def test_centred_is_the_mean_of_both_and_leaves_the_positive_state_to_be_read() -> None:
+@pytest.mark.parametrize("beta", [0.3, 0.5])
+def test_centred_is_the_mean_of_both_and_leaves_the_positive_state_to_be_read(beta: float) -> None:
     net, clamps = chain()
     options = {"relaxation": pcsim.Relaxation(6, 0.2)}
-    sides = [gradients(net, clamps, **options, nudging=pcsim.Nudging(beta)) for beta in (0.3, -0.3)]
+    sides = [gradients(net, clamps, **options, nudging=pcsim.Nudging(side)) for side in (beta, -beta)]
     values = []
-    for nudging in (pcsim.Nudging(0.3), pcsim.Nudging(0.3, centred=True)):
+    for nudging in (pcsim.Nudging(beta), pcsim.Nudging(beta, centred=True)):
         got = gradients(net, clamps, **options, nudging=nudging)
         values.append(net["hidden2"].value.clone())
     for positive, negative, centred in zip(*sides, got, strict=True):
