@@ -190,6 +190,19 @@ def test_stacks_that_share_their_modules_learn_from_both() -> None:
         verify.check_engines_agree(verify.Case(net.double(), clamps, pcsim.Relaxation(5, 0.1), rule))
 
 
+@pytest.mark.parametrize("rule", RULES[:3], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("sooner", ["a0", "a2"])
+def test_of_one_stack_some_have_moved_when_all_are_heard(sooner: str, rule: pcsim.LearningRule) -> None:
+    net, clamps = joined([(f"a{number}", f"b{number}", 0) for number in range(3)])
+    for number in range(3):  # an activation before the weights, so that messages read the values of sources
+        edge = net.edges[f"a{number}->b{number}"]
+        edge.module = nn.Sequential(nn.GELU(), edge.module)
+    net.add_edge(sooner, "y", nn.Linear(3, 2).double())
+    for precision in (pcsim.Constant(), pcsim.Spiking(0.1)):
+        relaxation = pcsim.Relaxation(5, 0.3, precision=precision)
+        verify.check_engines_agree(verify.Case(net, clamps, relaxation, rule))
+
+
 @pytest.mark.parametrize("into", [nn.Tanh(), nn.Softshrink()], ids=["kernel", "autograd"])
 def test_edges_without_a_kernel_are_each_computed_by_themselves(into: nn.Module) -> None:
     net, clamps = joined([(f"a{number}", f"b{number}", 0) for number in range(3)])
