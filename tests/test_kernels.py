@@ -410,6 +410,21 @@ class TestProductsByOneDNN:
         kernel.predicting(Call(nn.Tanh(), {}, {}, "onednn"), nowhere, nowhere)()
         assert nowhere.isnan().all()
 
+    @pytest.mark.parametrize("library", ["torch", "onednn"])
+    def test_an_activation_and_its_pooling_hold_to_the_choice(
+        self, library: products.Products, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = []
+        monkeypatch.setattr(products, "tanh_by_onednn", lambda chosen, *_: bool(asked.append(chosen)))
+        net = pcsim.Network()
+        net.add_node("image", (1, 4, 4))
+        net.add_node("pooled", (2, 2, 2), transfer=nn.Sequential(nn.Tanh(), nn.MaxPool2d(2)))
+        net.add_edge("image", "pooled", nn.Conv2d(1, 2, 3, padding=1))
+        pcsim.Simulator(net, engine=partial(BatchedEngine, products=library)).predict(
+            {"image": torch.randn(2, 1, 4, 4)}
+        )
+        assert set(asked) == {library}
+
     @pytest.mark.parametrize("wrong", ["missing", "another answer"])
     def test_where_it_is_missing_or_wrong_it_is_left_alone(self, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
         def instead(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

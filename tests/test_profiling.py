@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,16 @@ def test_products_are_those_of_the_method() -> None:
     assert parts["a->b"] == 2 * first
     assert parts["b->c"] == sum(products.values()) - 2 * first
     assert sum(row.products for row in found.by_operation()) == sum(products.values())
+
+
+def test_products_are_counted_by_whichever_library_they_are_made() -> None:
+    counted = []
+    for library in ("torch", "onednn"):
+        net, clamps = chain()
+        engine = partial(pcsim.BatchedEngine, products=library)
+        found = diagnosis.profile(pcsim.Simulator(net, pcsim.Relaxation(STEPS, 0.1), engine=engine), clamps, runs=1)
+        counted.append({row.what: row.products for row in found.by_stage()})
+    assert counted[0] == counted[1]
 
 
 def test_backprop_and_networks_without_a_target_are_measured_as_well() -> None:

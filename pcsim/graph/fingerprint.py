@@ -48,9 +48,11 @@ class Fingerprint:
         """Whether any part may draw random numbers."""
         self.moving = [part for part in parts if part.moves]
         """Parts whose buffers move as they are evaluated."""
-        reading = (edge for edge in network.edges.values() if integers_taken(edge.module) is not None)
-        held = ((edge.source_name, edge.source.integers) for edge in reading)
-        self.integers = {name: count for name, count in held if count is not None}
+        self.integers: dict[str, int] = {}
+        for edge in network.edges.values():
+            taken = integers_taken(edge.module)
+            if taken is not None:
+                self.integers[edge.source_name] = min(taken, self.integers.get(edge.source_name, taken))
         """Nodes that hold integers, by name, and how many each may hold, from 0 on."""
         users = [module for module in modules if not isinstance(module, Part)]
         self._modules, self._attributes = modules, [vars(module) for module in users]

@@ -58,7 +58,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         name = func._overloadpacket.__name__.rstrip("_")
         count = flop_registry.get(getattr(torch.ops.aten, name, None))
-        if name == "linear":
+        if name in ("linear", "_linear_pointwise"):  # the second is oneDNN's
             self._into.products += args[0].numel() * len(args[1])
         elif count is not None:
             self._into.products += count(*args, **kwargs, out_val=result) // 2

@@ -49,7 +49,7 @@ class Arena:
         batch: number of samples.
         dtype: of all tensors but those of integers.
         device: of all tensors.
-        products: by which library matrices are multiplied.
+        products: by which library matrices are multiplied, and hyperbolic tangents taken.
     """
 
     def __init__(self, batch: int, dtype: torch.dtype, device: torch.device, products: Products = "auto") -> None:

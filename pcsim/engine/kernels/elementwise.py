@@ -57,7 +57,7 @@ class Tanh(Activation[nn.Tanh]):
     reads, function, derivative = "output", torch.tanh, aten.tanh_backward.grad_input
 
     def predicting(self, call: Call, value: Tensor, out: Tensor) -> Callable[[], object]:
-        """Fills ``out``, by the faster library."""
+        """Fills ``out`` with the tangent, by the library that the engine's ``products`` names."""
         if products.tanh_by_onednn(call.products, value, out):
             return partial(products.fill_tanh, products.in_parts(value), out=products.in_parts(out))
         return super().predicting(call, value, out)

@@ -37,7 +37,7 @@ class Call(NamedTuple):
     saved: Saved
     """What the kernel keeps from ``forward`` for ``message`` and ``gradients``."""
     products: Products = "auto"
-    """Which library multiplies matrices on a CPU."""
+    """Which library multiplies matrices and takes hyperbolic tangents on a CPU."""
 
 
 class Kernel(ABC, Generic[M]):

@@ -79,7 +79,7 @@ class Linear(Kernel[nn.Linear]):
         stacked = out["weight"].dim() == 3 if "weight" in out else out["bias"].dim() == 2
         delta, value = (tensor.flatten(1 if stacked else 0, -2) for tensor in (delta, value))
         if "weight" in out and products.by_onednn(call.products, delta.mT, value.shape[-1]):
-            torch.mul(products.linear(delta.mT, value.mT), factor, out=out["weight"])
+            products.fill_product(delta.mT, value, factor, out=out["weight"])
         elif "weight" in out:
             product, weight = torch.baddbmm if stacked else torch.addmm, out["weight"]
             product(weight, delta.mT, value, beta=0, alpha=factor, out=weight)

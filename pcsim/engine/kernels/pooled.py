@@ -32,7 +32,7 @@ class PooledActivation(Kernel[nn.Sequential]):
 
     def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
         """The largest activation of each window."""
-        activate, saved = Call(call.module[0], {}, {}), call.saved
+        activate, saved = Call(call.module[0], {}, {}, call.products), call.saved
         saved["image"] = value.new_empty(()).expand(value.shape)
         largest = self._pooling.forward(Call(call.module[1], {}, saved), value, saved.get("largest"))
         if self._activation.reads == "input":
@@ -55,7 +55,7 @@ class PooledActivation(Kernel[nn.Sequential]):
     def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta times the derivative at the chosen unit of each window, 0 elsewhere."""
         chosen, image = call.saved.get("largest", output), call.saved["image"]
-        pulled = self._activation.message(Call(call.module[0], {}, {}), delta, chosen, chosen)
+        pulled = self._activation.message(Call(call.module[0], {}, {}, call.products), delta, chosen, chosen)
         if out is None:
             last = not pulled.is_contiguous()
             layout = torch.channels_last if last else torch.contiguous_format

@@ -28,8 +28,11 @@ PRODUCTS: tuple[str, ...] = get_args(Products)
 FEWEST = 2**21
 """Multiplications of numbers from which on oneDNN is taken by itself: below, its calls cost what it saves."""
 FEWEST_UNITS = 2**17
-"""Units from which on oneDNN takes their tanh, so many at a time: larger copies would have to be cleared each time."""
+"""Units from which on oneDNN takes their tanh, and the most that it is given at once: the memory of larger copies would
+be had from the system anew, and cleared, at every call.
+"""
 ZEN_5 = 26
+"""Its family, the smaller models for laptops included, at which nobody has looked."""
 
 
 def by_onednn(products: Products, rows: Tensor, columns: int) -> bool:
@@ -61,7 +64,7 @@ def add_product(rows: Tensor, weight: Tensor, factor: float, *, out: Tensor) -> 
 
 
 def tanh_by_onednn(products: Products, value: Tensor, out: Tensor) -> bool:
-    """Whether oneDNN takes the hyperbolic tangent of so many units."""
+    """Whether oneDNN takes the hyperbolic tangent of so many units, which lie one after the other (images do not)."""
     if products == "torch" or value.device.type != "cpu" or value.dtype != torch.float32:
         return False
     if not (products == "onednn" or (amd_family() > 0 and value.numel() >= FEWEST_UNITS)):
@@ -87,7 +90,7 @@ FILLING = (fill_linear, fill_product, add_product, fill_tanh)
 
 @lru_cache
 def amd_family() -> int:
-    """The family of an AMD processor with AVX-512; 0 of any other processor."""
+    """The family of an AMD processor with AVX-512, where Linux tells it; 0 of any other."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return 0
     try:
