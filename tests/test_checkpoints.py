@@ -320,6 +320,10 @@ class TestEarlyStopping:
         assert (early.best, early.best_epoch, len(after)) == (0.5, 2, 4)
         assert all(torch.equal(tensor, after[1][name]) for name, tensor in state(own).items())
 
+    def test_where_nothing_was_ever_best_patience_counts_from_the_first_epoch(self) -> None:
+        early, _, after = self.run([math.nan] * 4, patience=2)
+        assert (early.best, early.best_epoch, len(after)) == (None, None, 2)
+
     def test_a_number_that_is_none_is_never_best(self) -> None:
         early, own, after = self.run([math.nan, 0.2, math.nan, 0.1])
         assert (early.best, early.best_epoch) == (0.2, 2)

@@ -476,6 +476,14 @@ class TestDrawsAndStates:
         twin(x)
         torch.testing.assert_close(vector, twin.parametrizations.weight[0]._u)
 
+    def test_a_buffer_that_stays_stays_though_it_holds_nan(self) -> None:
+        module = nn.Linear(3, 3)
+        module.register_buffer("unknown", torch.full((2,), torch.nan))
+        net = pcsim.Network()
+        for name in ("x", "y"):
+            net.add_node(name, (3,))
+        assert not net.add_edge("x", "y", module).moves
+
     def test_a_membrane_kept_as_a_buffer(self) -> None:
         class Leaky(nn.Module):
             def __init__(self) -> None:
