@@ -168,16 +168,20 @@ class Curvature:
         largest: eigenvalue of it.
         safe_rate: 2 / largest: plain gradient descent near the rest converges below it, and diverges above.
         progress: 1 − ‖v_T − v*‖ / ‖v_0 − v*‖: how much of the way from the start to the rest the T steps go.
+        rate: of the relaxation; NaN where it moves otherwise than by rate · descent, and the safe rate is another.
     """
 
     smallest: float
     largest: float
     safe_rate: float
     progress: float
+    rate: float = math.nan
 
     @property
     def verdict(self) -> str:
         """The regime in words: weights that learn from it learn nearly as by backprop, or from a settled state."""
+        if self.rate > self.safe_rate:
+            return f"unsafe: at rate {self.rate:.3g}, above {self.safe_rate:.3g}, more steps lead away from the rest"
         if math.isnan(self.progress):
             return "at rest from the start"
         if self.progress < 0:
@@ -225,7 +229,8 @@ def curvature(simulator: Simulator, clamps: Clamps, *, tolerance: float | None =
         gone += float((node.value - at_rest).double().square().sum())
         whole += float((node.forward_value - at_rest).double().square().sum())
     progress = 1 - math.sqrt(gone / whole) if whole > 0 else math.nan
-    return Curvature(smallest, largest, 2 / largest if largest > 0 else math.inf, progress)
+    rate = simulator.relaxation.rate if simulator.relaxation.plain else math.nan
+    return Curvature(smallest, largest, 2 / largest if largest > 0 else math.inf, progress, rate)
 
 
 def chain_energy_at_rest(network: Network, clamps: Clamps) -> Tensor:

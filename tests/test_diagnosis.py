@@ -264,3 +264,13 @@ def test_progress_is_the_share_of_the_distance_that_is_gone(steps: int) -> None:
     found = pcsim.diagnosis.curvature(pcsim.Simulator(net.double(), pcsim.Relaxation(steps, 0.1)), clamps)
     assert (found.smallest, found.largest) == pytest.approx((2, 2))
     assert found.progress == pytest.approx(1 - 0.8**steps, abs=1e-5)
+
+
+def test_a_rate_that_is_not_safe_is_told_whatever_the_steps() -> None:
+    net = pcsim.topologies.mlp([3, 4, 2], activation=nn.Identity).double()
+    clamps = {"input": torch.randn(2, 3).double(), "output": torch.randn(2, 2).double()}
+    safe = pcsim.diagnosis.curvature(pcsim.Simulator(net), clamps).safe_rate
+    for rate, momentum, unsafe in ((1.02, 0.0, True), (0.98, 0.0, False), (1.02, 0.5, False)):
+        relaxation = pcsim.Relaxation(1, rate * safe, momentum=momentum)
+        found = pcsim.diagnosis.curvature(pcsim.Simulator(net, relaxation), clamps)
+        assert found.verdict.startswith("unsafe: at rate") == unsafe

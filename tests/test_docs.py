@@ -210,3 +210,11 @@ def test_the_version_is_the_same_everywhere() -> None:
     citation, changelog = (ROOT / "CITATION.cff").read_text(), (ROOT / "CHANGELOG.md").read_text()
     assert f"\nversion: {pcsim.__version__}\n" in citation
     assert re.search(rf"^## .*\b{re.escape(pcsim.__version__)}\b", changelog, re.MULTILINE)
+
+
+def test_the_table_of_a_node_names_its_arguments() -> None:
+    page = (DOCS / "guides" / "build.md").read_text(encoding="utf-8")
+    table = page.split("| argument | what it does |")[1].split("\n\n")[0]
+    named = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    known = inspect.signature(pcsim.Network.add_node).parameters.keys() - {"self", "name", "shape"}
+    assert set(named) == known
