@@ -650,7 +650,7 @@ class TestFrozenStatistics:
         net.add_edge(hidden, output, nn.Linear(4, 2))
         return net, norm
 
-    @pytest.mark.parametrize("engine", ["reference", "batched"])
+    @pytest.mark.parametrize("engine", ENGINES)
     @pytest.mark.parametrize("place", ["edge", "node"])
     @pytest.mark.parametrize("rule", verify.RULES, ids=lambda rule: type(rule).__name__)
     def test_one_update_per_batch_with_its_own_statistics(
@@ -695,7 +695,7 @@ class TestFrozenStatistics:
             net = pcsim.topologies.resnet(design, image=(3, 8, 8), width=0.05, batch_norm=True)
             net = pcsim.balance_paths(net, 0.3)
         results = []
-        for engine in ("reference", "batched"):
+        for engine in ENGINES:
             twin = copy.deepcopy(net).double()
             sim = pcsim.Simulator(
                 twin, pcsim.Relaxation(12, 0.3, precision=pcsim.Spiking(alpha=0.01)), rule, engine=engine
@@ -717,7 +717,7 @@ class TestFrozenStatistics:
         """Normalised deterministic nodes: their values are in tensors that runs share."""
         nudging = pcsim.Nudging(0.3, centred=True) if disturbance == "centred" else None
         results = []
-        for engine in ("reference", "batched"):
+        for engine in ENGINES:
             torch.manual_seed(0)
             net = pcsim.topologies.resnet((2,), image=(2, 4, 4), classes=3, width=0.05, batch_norm=True).double()
             sim = pcsim.Simulator(net, pcsim.Relaxation(6, 0.3), rule, nudging=nudging, engine=engine)
@@ -738,7 +738,7 @@ class TestFrozenStatistics:
     @pytest.mark.parametrize("place", ["edge", "node", "own"])
     def test_a_mode_that_is_changed_after_the_relaxation_counts_in_learning(self, place: str) -> None:
         results = []
-        for engine in ("reference", "batched"):
+        for engine in ENGINES:
             net, norm = self.network(place)
             norm.running_mean.fill_(0.5)
             if place == "own":
@@ -758,7 +758,7 @@ class TestFrozenStatistics:
 
     def test_both_engines_train_alike(self) -> None:
         results = []
-        for engine in ("reference", "batched"):
+        for engine in ENGINES:
             net, norm = self.network("edge")
             torch.manual_seed(3)
             sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine)
@@ -770,7 +770,7 @@ class TestFrozenStatistics:
             torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("engine", ["reference", "batched"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_random_draws_are_held_through_a_batch(engine: str) -> None:
     torch.manual_seed(0)
     net = pcsim.topologies.mlp([6, 8, 8, 3])
@@ -792,7 +792,7 @@ class Shaken(nn.Linear):
         return super().forward(value) * (1 + torch.rand(self.out_features, dtype=value.dtype))
 
 
-@pytest.mark.parametrize("engine", ["reference", "batched"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("place", ["sum", "product", "concatenation", "transfer", "behind a deterministic node"])
 def test_random_parts_anywhere_draw_once_a_batch(engine: str, place: str) -> None:
     """Without a step, what is predicted anew is the forward prediction; with steps, the draws are the same ones."""
@@ -1012,7 +1012,7 @@ def test_normalisation_without_parameters_heads_a_chain() -> None:
     verify.check_engines_agree(verify.Case(net.double(), clamps, pcsim.Relaxation(4, 0.3), pcsim.SettledUpdate()))
 
 
-@pytest.mark.parametrize("engine", ["reference", "batched"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_freezing_between_runs_is_noticed(engine: str) -> None:
     net, clamps = chain()
     sim, optimizer = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine), optim.SGD(net.parameters(), lr=0.1)
@@ -1028,7 +1028,7 @@ def test_freezing_between_runs_is_noticed(engine: str) -> None:
         assert not torch.equal(learning, before[1])
 
 
-@pytest.mark.parametrize("engine", ["reference", "batched"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_gains_and_weights_that_are_set_anew_hold_from_the_next_run_on(engine: str) -> None:
     net, clamps = chain()
     sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine)
@@ -1049,7 +1049,7 @@ def test_gains_and_weights_that_are_set_anew_hold_from_the_next_run_on(engine: s
             setattr(part, setting, math.nan)
 
 
-@pytest.mark.parametrize("engine", ["reference", "batched"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_looking_at_gradients_leaves_those_that_wait_for_a_step(engine: str) -> None:
     net, clamps = chain()
     sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine)
@@ -1063,7 +1063,7 @@ def test_looking_at_gradients_leaves_those_that_wait_for_a_step(engine: str) -> 
         assert not torch.equal(found[parameter], grad)
 
 
-@pytest.mark.parametrize("engine", ["reference", "batched"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_what_runs_in_inference_mode_learns_afterwards(engine: str) -> None:
     net, clamps = chain()
     sim, optimizer = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine), optim.SGD(net.parameters(), lr=0.1)
@@ -1096,7 +1096,7 @@ class Viewing(nn.Module):
         return value.view(value.size(0), -1)
 
 
-@pytest.mark.parametrize("engine", ["reference", "batched"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_modules_of_the_users_own_see_contiguous_images(engine: str) -> None:
     torch.manual_seed(0)
     net = pcsim.Network()
@@ -1112,7 +1112,7 @@ def test_modules_of_the_users_own_see_contiguous_images(engine: str) -> None:
     torch.testing.assert_close(predicted["output"], net.edges["conv->output"].module(predicted["conv"]).detach())
 
 
-@pytest.mark.parametrize("engine", ["reference", "batched"])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda sim: pickle.loads(pickle.dumps(sim))], ids=["copy", "pickle"])
 def test_a_simulator_that_has_run_can_be_copied(engine: str, how: Callable[[object], pcsim.Simulator]) -> None:
     net, clamps = chain()

@@ -49,11 +49,11 @@ class Fingerprint:
         self.moving = [part for part in parts if part.moves]
         """Parts whose buffers move as they are evaluated."""
         self.integers: dict[str, int] = {}
+        """Nodes that hold integers, by name, and how many each may hold, from 0 on."""
         for edge in network.edges.values():
             taken = integers_taken(edge.module)
             if taken is not None:
                 self.integers[edge.source_name] = min(taken, self.integers.get(edge.source_name, taken))
-        """Nodes that hold integers, by name, and how many each may hold, from 0 on."""
         users = [module for module in modules if not isinstance(module, Part)]
         self._modules, self._attributes = modules, [vars(module) for module in users]
         owners: list[dict[str, Any]] = [o for m in modules for o in (m._parameters, m._modules)]
