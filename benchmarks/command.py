@@ -144,6 +144,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """Measure, print, and write."""
     options = parsed(given)
     torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # of W5, whose errors vanish as it learns, a step would take four times as long
     rows: list[Row] = []
     for name in options.workloads:
         if name in WORKLOADS:

@@ -106,6 +106,7 @@ def measured(name: str, options: argparse.Namespace, seconds: float) -> tuple[li
 
 def _send_rows(name: str, options: argparse.Namespace, seconds: float, sending: Connection) -> None:
     torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # of W5, whose errors vanish as it learns, a step would take four times as long
     for rows in parts.PARTS[name](options, seconds):
         for row in rows:
             row.threads = options.threads

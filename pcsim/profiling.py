@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import attrs
+import torch
+from torch import Tensor
 
 from pcsim import tables
 from pcsim.clamps import Clamps
@@ -23,6 +26,8 @@ SHORT_CALL = 2e-5
 """Seconds below which a call costs more to make than to compute."""
 MUCH = 0.25
 """Share of the time that is worth a word."""
+MANY = 0.01
+"""Share of numbers whose squares are subnormal that is: arithmetic on one may take a hundred times as long."""
 
 
 @attrs.frozen(eq=False)
@@ -171,10 +176,25 @@ def profile(simulator: Simulator, clamps: Clamps, *, runs: int = 5) -> Profile:
         each.calls = times[-1][key].calls
         each.seconds = statistics.median(one[key].seconds for one in times)
     seconds = statistics.median(whole)
-    return Profile(counted, seconds, _advice(simulator, counted, seconds))
+    numbers = [node.error for node in simulator.network.nodes.values() if node.predicted and not node.deterministic]
+    numbers += simulator.gradients().values() if learns else ()
+    return Profile(counted, seconds, _advice(simulator, counted, seconds, _vanishing(numbers)))
 
 
-def _advice(simulator: Simulator, measurements: Sequence[Measurement], seconds: float) -> list[str]:
+def _vanishing(numbers: Sequence[Tensor]) -> float:
+    """Share of numbers on a CPU, other than zero, whose squares are subnormal there, not flushed to zero."""
+    count = small = 0
+    for each in filter(Tensor.is_floating_point, numbers):
+        least = torch.finfo(each.dtype).tiny
+        if each.device.type == "cpu" and torch.tensor(least, dtype=each.dtype) / 2 > 0:
+            count += each.numel()
+            small += int(((each != 0) & (each.abs() < math.sqrt(least))).sum())
+    return small / max(1, count)
+
+
+def _advice(
+    simulator: Simulator, measurements: Sequence[Measurement], seconds: float, vanishing: float = 0.0
+) -> list[str]:
     """What would help, the most first; one sentence at least."""
     network, inside = simulator.network, sum(each.seconds for each in measurements) or 1.0
     traced = {name: edge.module for name, edge in network.edges.items() if edge_chain(edge) is None}
@@ -192,6 +212,12 @@ def _advice(simulator: Simulator, measurements: Sequence[Measurement], seconds: 
             f"{sum(slow.values()) / inside:.0%} of the time goes through autograd, most of it {worst!r} "
             f"({type(traced[worst]).__name__}), which has no kernel: register one with pcsim.register_kernel, or use a "
             "module that has one."
+        )
+    if vanishing > MANY:
+        said.append(
+            f"{vanishing:.0%} of the numbers in errors and gradients are so small that their squares are "
+            "subnormal, which takes processors long, here and in optimizers such as Adam: call "
+            "torch.set_flush_denormal(True) before anything else, or keep errors larger (Spiking(peak=1 / rate))."
         )
     calls = sum(each.calls for each in measurements)
     short = sum(each.seconds for each in measurements if each.seconds < SHORT_CALL * max(1, each.calls))

@@ -127,6 +127,21 @@ def test_what_would_help_is_said() -> None:
     assert plain == ["Most of the time, 100%, goes into 'predict Linear'; nothing stands out."]
 
 
+@pytest.mark.parametrize(
+    ("size", "flushed", "said"), [(1e-20, False, True), (1e-20, True, False), (1e-4, False, False)]
+)
+def test_numbers_that_vanish_are_told_where_they_are_not_flushed(size: float, flushed: bool, said: bool) -> None:
+    net, clamps = chain(nn.Linear(5, 7, bias=False), nn.Linear(7, 3, bias=False))
+    small = {name: size * value for name, value in clamps.items()}
+    if not torch.set_flush_denormal(flushed) and flushed:
+        pytest.skip("this processor does not flush")
+    try:
+        found = diagnosis.profile(pcsim.Simulator(net, pcsim.Relaxation(STEPS, 0.1)), small, runs=1)
+    finally:
+        torch.set_flush_denormal(False)
+    assert any("subnormal" in sentence for sentence in found.advice) == said
+
+
 def test_what_cannot_be_profiled_is_refused() -> None:
     net, clamps = chain()
     with pytest.raises(SettingError, match="the reference engine runs no operations"):
