@@ -28,7 +28,7 @@ class Activation(Kernel[M]):
         return {}
 
     def rises(self, module: M) -> bool:
-        """Whether the function never falls; otherwise it first falls, and then rises."""
+        """Whether the function never falls; taken not to be known by default."""
         return False
 
     def pulling(self, module: M, delta: Tensor, at: Tensor, out: Tensor) -> Callable[[], object]:

@@ -15,9 +15,9 @@ from pcsim.engine.kernels.kernel import Call, Kernel
 class PooledActivation(Kernel[nn.Sequential]):
     """An activation of images, followed by ``nn.MaxPool2d``.
 
-    Where an activation never falls, the largest value of a window has the largest input; where it first falls and then
-    rises, the largest input or the smallest. So pooling comes first, and the activation, as its derivative, is computed
-    of the pooled images, with a quarter of the units where windows are 2x2; no image before the pooling is kept.
+    No image before the pooling is kept. Where an activation never falls, the largest value of a window has the largest
+    input, so that pooling comes first, and the activation is computed of the pooled images, with a quarter of the units
+    where windows are 2x2. So is the derivative of any activation.
 
     Args:
         activation: the kernel of the module's first part.
@@ -34,30 +34,32 @@ class PooledActivation(Kernel[nn.Sequential]):
         """The largest activation of each window."""
         activate, saved = Call(call.module[0], {}, {}, call.products), call.saved
         saved["image"] = value.new_empty(()).expand(value.shape)
-        largest = self._pooling.forward(Call(call.module[1], {}, saved), value, saved.get("largest"))
-        if self._activation.reads == "input":
-            saved["largest"] = largest
-        pooled = self._activation.forward(activate, largest, out)
+        pooling = Call(call.module[1], {}, saved)
         if self._activation.rises(call.module[0]):
-            return pooled
-        among: dict[str, Tensor] = {}
-        value.neg_()  # and back, which leaves no trace, and takes no second image
-        try:
-            smallest = self._pooling.forward(Call(call.module[1], {}, among), value).neg_()
-        finally:
-            value.neg_()
-        other = self._activation.forward(activate, smallest)
-        chosen = torch.gt(other, pooled, out=torch.empty_like(pooled))  # 1 or 0, since torch.where takes far longer
-        largest.lerp_(smallest, chosen)
-        torch.where(chosen.bool(), among["indices"], saved["indices"], out=saved["indices"])
-        return torch.maximum(pooled, other, out=pooled)
+            largest = self._pooling.forward(pooling, value, saved.get("chosen"))
+            if self._activation.reads == "input":
+                saved["chosen"] = largest
+            return self._activation.forward(activate, largest, out)
+        pooled = self._pooling.forward(pooling, self._activation.forward(activate, value), out)
+        if self._activation.reads == "input":
+            saved["chosen"] = _at(value, saved["indices"])
+        return pooled
 
     def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta times the derivative at the chosen unit of each window, 0 elsewhere."""
-        chosen, image = call.saved.get("largest", output), call.saved["image"]
+        chosen, image = call.saved.get("chosen", output), call.saved["image"]
         pulled = self._activation.message(Call(call.module[0], {}, {}, call.products), delta, chosen, chosen)
         if out is None:
             last = not pulled.is_contiguous()
             layout = torch.channels_last if last else torch.contiguous_format
             out = torch.empty(image.shape, dtype=delta.dtype, device=delta.device, memory_format=layout)
         return self._pooling.message(Call(call.module[1], {}, call.saved), pulled, image, output, out)
+
+
+def _at(images: Tensor, indices: Tensor) -> Tensor:
+    """The units of each channel at these places in it, (batch, channels, rows, columns)."""
+    if images.is_contiguous():
+        return images.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    images, places = images.permute(0, 2, 3, 1), indices.permute(0, 2, 3, 1)
+    found = images.flatten(1, 2).gather(1, places.flatten(1, 2))
+    return found.view(places.shape).permute(0, 3, 1, 2)
