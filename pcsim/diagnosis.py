@@ -253,7 +253,7 @@ def chain_energy_at_rest(network: Network, clamps: Clamps) -> Tensor:
     while row[-1].outgoing and len(row) <= len(nodes):
         row.append(row[-1].outgoing[0].target)
     still = "an energy at rest is that of one clamp"
-    fits, _, _ = read(network, clamps, network.fingerprint(), still)
+    fits, _, _ = read(network, clamps, network.fingerprint(), still, None, network.places)
     ends = {name for name, clamp in fits.items() if clamp.mask is None}
     alone = len(row) == len(nodes) > 1 and len(network.edges) == len(nodes) - 1
     if not alone or {row[0].name, row[-1].name} != ends or len(fits) != 2:
@@ -269,7 +269,7 @@ def chain_energy_at_rest(network: Network, clamps: Clamps) -> Tensor:
         if not node.deterministic or node is row[-1]:
             own = node.energy_weight * torch.as_tensor(node.own_precision, dtype=value.dtype, device=value.device)
             spread = spread + torch.diag(1 / own.detach().expand(node.shape).flatten())
-    gap = fits[row[-1].name].value.flatten(1) - value
+    gap = fits[row[-1].name].value.to(value.device).flatten(1) - value
     solved: Tensor = torch.linalg.solve(spread, gap.mT).mT
     return 0.5 * (gap * solved).sum(1)
 
@@ -289,7 +289,7 @@ def _linear_step(node: Node, like: Tensor) -> tuple[Tensor, Tensor]:
     if type(module) is not nn.Linear or len(shape) != 1:
         raise SettingError(f"chain_energy_at_rest: edge {edge.name!r} is a {type(module).__name__}, no nn.Linear{mend}")
     bias = module.bias.detach() if module.bias is not None else module.weight.new_zeros(())
-    return edge.gain * module.weight.detach(), edge.gain * bias
+    return edge.gain * module.weight.detach().to(like.device), edge.gain * bias.to(like.device)
 
 
 def _cosine(edge: Edge, own: Gradients, exact: Gradients) -> float:

@@ -500,7 +500,9 @@ class Trainer:
             named[self.target] = target_values(parts[1], network[self.target])
             self._choose_metrics(named[self.target])  # before it is moved to a device, from where reading it would wait
         return {
-            name: tensor.to(device, tensor.dtype if network[name].integers else dtype, non_blocking=True)
+            name: tensor.to(
+                network[name].device or device, tensor.dtype if network[name].integers else dtype, non_blocking=True
+            )
             for name, tensor in named.items()
         }
 

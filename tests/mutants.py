@@ -595,8 +595,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/landscape.py",
-        "found[name] = self._values[name].masked_scatter(free, units[taken : taken + count])\n            taken += count",
-        "found[name] = self._values[name].masked_scatter(free, units[taken : taken + count])",
+        "found[name] = self._values[name].masked_scatter(free, own)\n            taken += count",
+        "found[name] = self._values[name].masked_scatter(free, own)",
         "All free nodes take the first units.",
     ),
     Mutant(
@@ -757,8 +757,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/engine.py",
-        "key = (task, batch.size, batch.dtype, batch.device)",
-        "key = (task, batch.dtype, batch.device)",
+        "key = (task, batch.size, batch.dtype, batch.device, *batch.places.items())",
+        "key = (task, batch.dtype, batch.device, *batch.places.items())",
         "A batch of another size meets a program of the last one.",
     ),
     Mutant(

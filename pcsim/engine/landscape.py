@@ -31,7 +31,7 @@ class Landscape:
     def __init__(self, state: State) -> None:
         self._task, self._batch, self._values = state.task, state.batch, dict(state.value)
         self._units = {name: self._free_units(name) for name in state.task.clamping.free}
-        parts = [self._values[name][units] for name, units in self._units.items()]
+        parts = [self._values[name][units].to(self._batch.device) for name, units in self._units.items()]
         self.start: Vector = _numbers(torch.cat(parts)) if parts else np.zeros(0)
         """The free units of the given state, (units,)."""
 
@@ -46,7 +46,8 @@ class Landscape:
         found, taken = {}, 0
         for name, free in self._units.items():
             count = int(free.sum())
-            found[name] = self._values[name].masked_scatter(free, units[taken : taken + count])
+            own = units[taken : taken + count].to(free.device)
+            found[name] = self._values[name].masked_scatter(free, own)
             taken += count
         return found
 
@@ -66,7 +67,7 @@ class Landscape:
         total = units.new_zeros(())
         for name in clamping.energetic:
             unit = nodes[name].energy_function.unit_energy(value[name], prediction[name])
-            total = total + (task.scale(name, 0, self._batch) * unit).sum()
+            total = total + (task.scale(name, 0, self._batch) * unit).sum().to(total.device)
         return total
 
     def _leaf(self, units: Vector) -> Tensor:

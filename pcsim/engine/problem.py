@@ -187,12 +187,16 @@ def all_finite(norms: Sequence[Tensor], unread: Unread | None = None) -> bool:
         ClampError: a clamp is not finite.
     """
     sizes = [*norms, *(() if unread is None else unread.sizes)]
-    if not sizes or math.isfinite((sizes[0] if len(sizes) == 1 else torch.stack(sizes).max()).item()):
+    if not sizes or math.isfinite((sizes[0] if len(sizes) == 1 else _together(sizes).max()).item()):
         return True
     if unread is None:
         return False
     unread.refuse()
     return all_finite(norms)
+
+
+def _together(sizes: Sequence[Tensor]) -> Tensor:
+    return torch.stack([size.to(sizes[0].device) for size in sizes])
 
 
 @attrs.frozen(eq=False)
@@ -203,13 +207,14 @@ class Batch:
         clamps: what is given, by node name.
         size: number of samples.
         dtype: of all values.
-        device: of all values.
+        device: of the values of nodes that are not placed, and of what is summed over nodes.
         seed: what the modules' random draws start from; the same throughout the batch.
         nudge: how far from their forward prediction to what is given clamped targets are, −1 to 1; 1 is there.
         start: where placed nodes start, by name, (batch, *shape); the others of them at zero.
         unread: what is to be read of the clamps together with whether the values are finite; None where that is known.
         late: look whether values are finite once, at the end, also where the weights learn at every step.
         precision: nodes' own precisions in this run, by name, (batch, *shape) or (batch, 1, ...).
+        places: where each node lies, by name; empty where all lie together.
     """
 
     clamps: Mapping[str, Clamp]
@@ -222,12 +227,17 @@ class Batch:
     unread: Unread | None = None
     late: bool = False
     precision: Mapping[str, Tensor] = attrs.field(factory=dict)
+    places: Mapping[str, torch.device] = attrs.field(factory=dict)
+
+    def on(self, node: str) -> torch.device:
+        """Where a node lies."""
+        return self.places.get(node, self.device)
 
     def origin(self, node: Node) -> Tensor:
         """Where a placed node starts (SPEC §2, Start), (batch, *shape), in a tensor of its own."""
         if node.name in self.start:
             return self.start[node.name].clone(memory_format=torch.contiguous_format)
-        return torch.zeros(self.size, *node.shape, dtype=self.dtype, device=self.device)
+        return torch.zeros(self.size, *node.shape, dtype=self.dtype, device=self.on(node.name))
 
     def at(self, step: int) -> Batch:
         """What is given at a step; the same batch where nothing changes."""
@@ -344,7 +354,7 @@ def record(task: Task, batch: Batch, step: int, compared: Compared) -> Record:
         unit = nodes[name].energy_function.unit_energy(now, expected)
         energies[place] = _by_sample(unit)
         norms[place] = torch.linalg.vector_norm((now - expected).reshape(batch.size, -1), dim=1)
-        free_energy += _weighed(task, batch, name, step, unit)
+        free_energy += _weighed(task, batch, name, step, unit).to(batch.device)
     return Record(energies, norms, free_energy.sum())
 
 
@@ -354,7 +364,7 @@ def free_energies(task: Task, batch: Batch, step: int, compared: Compared) -> Te
     for name in task.clamping.energetic:
         energy = task.network.nodes[name].energy_function
         unit = energy.unit_energy(*(tensor.contiguous() for tensor in compared(name)))
-        total += _weighed(task, batch, name, step, unit)
+        total += _weighed(task, batch, name, step, unit).to(batch.device)
     return total
 
 

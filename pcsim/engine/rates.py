@@ -42,9 +42,9 @@ class Rates:
 
     def scale(self, move: Tensor, axes: int) -> Tensor:
         """A step at the relaxation's rate, (..., batch, *shape) with so many axes after the batch, at each's own."""
-        return move * self.factor.view(-1, *(1,) * axes)
+        return move * self.factor.to(move.device).view(-1, *(1,) * axes)
 
     @staticmethod
     def take_back(rose: Tensor, before: Tensor, after: Tensor, axes: int) -> Tensor:
         """``before`` of the samples whose step is taken back, ``after`` of the others, shaped as in :meth:`scale`."""
-        return torch.where(rose.view(-1, *(1,) * axes), before, after)
+        return torch.where(rose.to(after.device).view(-1, *(1,) * axes), before, after)

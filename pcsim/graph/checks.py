@@ -329,16 +329,36 @@ def _whole(given: nn.Module, value: Tensor) -> bool:
         return False
 
 
+def one_place(network: Network) -> None:
+    """Refuse, where nodes are placed, those that are not, and modules that lie elsewhere than they are placed."""
+    if all(node.device is None for node in network.nodes.values()):
+        return
+    for node in network.nodes.values():
+        for part in (node, *node.incoming):
+            if part.device is None:
+                raise GraphError(
+                    f"{part.kind} {part.name!r} was added after others were placed; call network.place again"
+                )
+            stray = next((t for t in (*part.parameters(), *part.buffers()) if t.device != node.device), None)
+            if stray is not None:
+                raise GraphError(
+                    f"{part.kind} {part.name!r} lies on {node.device}, but something of it on {stray.device}: put the "
+                    "nodes that share a module in one place, or give each its own; of a module that was exchanged, "
+                    "call network.place again"
+                )
+
+
 def one_dtype(network: Network) -> None:
-    """Refuse modules that differ in dtype or device."""
+    """Refuse modules that differ in dtype or, where nodes are not placed, in device."""
     found: tuple[Part, Tensor] | None = None
+    placed = any(node.device is not None for node in network.nodes.values())
     modules: list[tuple[Part, nn.Module]] = [(edge, edge.module) for edge in network.edges.values()]
     modules += [(node, node.transfer) for node in network.nodes.values()]
     for part, parameter in ((part, parameter) for part, module in modules for parameter in parameters_of(module)):
         if not parameter.is_floating_point():
             continue
         first, like = found = found or (part, parameter)
-        if parameter.dtype != like.dtype or parameter.device != like.device:
+        if parameter.dtype != like.dtype or (parameter.device != like.device and not placed):
             raise GraphError(
                 f"{part.kind} {part.name!r} has parameters of {parameter.dtype} on {parameter.device}, but "
                 f"{first.kind} {first.name!r} has {like.dtype} on {like.device}; convert the whole network with "
@@ -350,9 +370,11 @@ def whole(network: Network) -> None:
     """Check what can only be checked once the graph is whole, and look again at parts whose modules were exchanged.
 
     Raises:
-        GraphError: a node's arguments do not fit, a part does not, or modules differ in dtype or device.
+        GraphError: a node's arguments do not fit, a part does not, or modules differ in dtype, or lie elsewhere than
+            they should.
     """
     one_dtype(network)
+    one_place(network)
     for edge in network.edges.values():
         if edge.looked_at != identity_of([edge.module]):
             replaced_edge(edge, edge.module)

@@ -78,13 +78,14 @@ class Edge(Part):
         return self.network.nodes[self._target_name]
 
     def contribute(self, value: Tensor, seed: int | None = None, *, hold: bool = True) -> Tensor:
-        """a_e = gain · f_e(value) (SPEC §1).
+        """a_e = gain · f_e(value) (SPEC §1), where the target lies.
 
         Args:
             value: the source's value, (batch, *source shape).
             seed: what the module's random draws (dropout, say) start from; None leaves them to the random state.
             hold: leave buffers that move with every evaluation where they are.
         """
+        value = value if self.device is None else value.to(self.device)
         with self._drawing(seed, value.device):
             contribution = self._call(self.module, [value], hold)
         return contribution if self._gain == 1.0 else self._gain * contribution

@@ -48,6 +48,8 @@ class Fingerprint:
         """Whether any part may draw random numbers."""
         self.moving = [part for part in parts if part.moves]
         """Parts whose buffers move as they are evaluated."""
+        self.placed = any(node.device is not None for node in network.nodes.values())
+        """Whether nodes may lie on several devices."""
         self.integers: dict[str, int] = {}
         """Nodes that hold integers, by name, and how many each may hold, from 0 on."""
         for edge in network.edges.values():

@@ -129,6 +129,37 @@ class Network(nn.Module):
         """Dtype and device of what can be clamped: of the parameters, else the buffers, else ``otherwise``."""
         return tensor_options(self, otherwise=otherwise)
 
+    @property
+    def places(self) -> dict[str, torch.device]:
+        """Where each node lies, by name; empty where all lie together."""
+        found = {name: node.device for name, node in self.nodes.items() if node.device is not None}
+        return found if len(set(found.values())) > 1 else {}
+
+    def place(self, devices: Mapping[str, torch.device | str] | Mapping[Node, torch.device | str]) -> Network:
+        """Put nodes, and the edges into them, on devices of their own, once the graph is built.
+
+        A prediction and its error are computed where the node lies; along an edge between two devices a latent crosses
+        one way and a message the other. Nothing else does, since every rule is local. ``print(simulator.plan)`` says
+        how much crosses at which step. ``to()`` brings all to one place again.
+
+        Args:
+            devices: by node or its name; of nodes left out, where they lie already.
+
+        Returns:
+            The network itself, its parameters moved as by ``to()``: make optimizers afterwards.
+
+        Raises:
+            GraphError: a node is not in the network, or what is given names no device; nothing is moved.
+        """
+        home = self.tensor_options()[1]
+        goals = {node: node.device or home for node in self.nodes.values()}
+        goals |= {self._resolve(node): _device(node, device) for node, device in devices.items()}
+        for node, device in goals.items():
+            for part in (node, *node.incoming):
+                part.lie_on(device)
+        self.revision += 1
+        return self
+
     # Building
 
     def add_node(
@@ -465,3 +496,11 @@ class Network(nn.Module):
     def _repr_html_(self) -> str:
         # A notebook would show HTML or SVG, and not both; so the picture is part of the HTML.
         return summary.html(self, "" if Network.picture is None else Network.picture(self))
+
+
+def _device(node: Node | str, device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device  # with the number of what is named without one
+    except (RuntimeError, TypeError) as error:
+        name = node if isinstance(node, str) else node.name
+        raise GraphError(f"place {name!r}: {device!r} given, expected a device that is there: {error}") from error

@@ -52,6 +52,17 @@ class Part(nn.Module):
         network: Network = object.__getattribute__(self, "_network")
         return network
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where :meth:`Network.place` has put the node, or the edge with its target; None where it has not."""
+        where = self._buffers.get("where")
+        return None if where is None else where.device
+
+    def lie_on(self, device: torch.device) -> None:
+        """Go to a device, to be computed there."""
+        self.register_buffer("where", torch.empty(0), persistent=False)  # which goes wherever the part is moved
+        self.to(device)
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.renamed:
             raise AttributeError(f"{self.kind} {self._name!r}: {name} is called {self.renamed[name]}")

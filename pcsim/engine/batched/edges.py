@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pcsim.engine.batched.groups import EdgeGroup
 from pcsim.engine.batched.nodes import NodeMemory
-from pcsim.engine.batched.places import Arena, Cell, Part, run_of
+from pcsim.engine.batched.places import Cell, Operation, Part, cross, named, read, run_of
 from pcsim.engine.batched.weights import Weights
 from pcsim.engine.kernels.autograd import Traced
 from pcsim.engine.kernels.chain import Link, fills, shapes_in, shared_places
@@ -32,7 +32,6 @@ class EdgeMemory:
         group: the edges.
         source: tensors of the nodes that they read.
         target: tensors of the nodes that they predict.
-        arena: where scratch tensors come from.
         key: names the group in the arena.
         seed: gives the seed of random draws.
     """
@@ -42,12 +41,13 @@ class EdgeMemory:
         group: EdgeGroup,
         source: NodeMemory,
         target: NodeMemory,
-        arena: Arena,
         key: Hashable,
         seed: Callable[[], int],
     ) -> None:
         self.group, self.source, self.target = group, source, target
-        self._arena, self._key = arena, key
+        self._arena, self._key = target.arena, key
+        self.crosses = source.arena is not target.arena
+        """Whether what the edges read, and the messages that they send, go from one device to another."""
         self.names = [edge.name for edge in group.edges]
         edge = group.edges[0]
         self.trace: Traced | None = None
@@ -60,10 +60,11 @@ class EdgeMemory:
         self.direct = len(edge.target.incoming) == 1 and target.trace is None and not needs_output
         """Whether contributions go straight to the target's inlet; otherwise they are kept here, to be combined."""
         units = max(math.prod(source.node.shape), math.prod(target.node.shape))
-        self._most_gathered = max(1, GATHERED_BYTES // (arena.batch * units * arena.dtype.itemsize))
+        sample = units * self._arena.dtype.itemsize
+        self._most_gathered = max(1, GATHERED_BYTES // (self._arena.batch * sample))
         if self.chain and self.chain[-1].kernel.fills_out:
             target.takes_any_tensor = False
-        self.weights = Weights(group, arena, key)
+        self.weights = Weights(group, self._arena, key)
 
     @cached_property
     def _shapes(self) -> list[tuple[int, ...]]:
@@ -89,9 +90,25 @@ class EdgeMemory:
             name = "forward_value"
         return source.part(name, origins, reader=self._key)
 
-    def contribution(self, rows: Positions, activity: Activity) -> Part | Cell:
+    def reads(self, activity: Activity, rows: Positions, operations: list[Operation], *, needed: bool = True) -> Cell:
+        """What these edges read, where they are computed, with the operations that bring it there if it is needed."""
+        names, place = named(self.names, rows), self.activity(activity, rows)
+        if self.crosses and self.trace is None:  # autograd takes a crossing in, as any other operation
+            wanted = operations if needed else []
+            return cross(read(place, wanted, names), self._arena, (self._key, "read", int(rows[0])), wanted, names)
+        return read(place, operations, names) if needed else place.cell
+
+    def contribution(self, rows: Positions, activity: Activity, operations: list[Operation]) -> Cell:
         """What these edges contribute, once evaluated; an identity contributes the activity itself."""
-        return self.place(self.length, rows) if self.length else self.activity(activity, rows)
+        if not self.length:
+            return self.reads(activity, rows, operations)
+        return read(self.place(self.length, rows), operations, named(self.names, rows))
+
+    def sent(self, cell: Cell, operations: list[Operation], rows: Positions) -> Cell:
+        """A message that lies in a cell where it was computed, where the sources are."""
+        if not self.crosses or self.trace is not None:
+            return cell
+        return cross(cell, self.source.arena, (self._key, "sent"), operations, named(self.names, rows))
 
     def place(self, link: int, rows: Positions) -> Part | Cell:
         """Place ``link`` of the chain: above 0, the output of link ``link − 1``; the last is the contribution."""

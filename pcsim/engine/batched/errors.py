@@ -13,7 +13,7 @@ from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.batched import operations as do
 from pcsim.engine.batched.memory import Memory
 from pcsim.engine.batched.nodes import NodeMemory
-from pcsim.engine.batched.places import Cell, Operation, Part, finish, named, read, written
+from pcsim.engine.batched.places import Arena, Cell, Operation, Part, finish, named, read, written
 from pcsim.engine.kernels.autograd import Traced
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.wiring import Factors, Mask, Positions
@@ -64,7 +64,7 @@ def slope(memory: Memory, operations: list[Operation], nodes: Mask) -> None:
     for node, rows in memory.node_rows(nodes):
         names, goal = named(node.names, rows), node.part("delta", rows)
         delta = goal.cell.read()
-        scale = _by_row(memory, memory.plan.sent(node.group.positions[rows]), delta)
+        scale = _by_row(memory.plan.sent(node.group.positions[rows]), delta)
         operations.append(Operation("precision", partial(delta.copy_, scale.expand(delta.shape)), names))
         goal.scatter(operations, names)
     pull(memory, operations, nodes, np.zeros_like(nodes))
@@ -76,13 +76,13 @@ def leave(memory: Memory, operations: list[Operation]) -> None:
         names, part = named(node.names, rows), node.part("displacement", rows)
         moved = read(part, operations, names).read()
         left = 1 - memory.task.relaxation.rate * memory.plan.sent(node.group.positions[rows])
-        operations.append(Operation("own error", partial(moved.mul_, _by_row(memory, left, moved)), names))
+        operations.append(Operation("own error", partial(moved.mul_, _by_row(left, moved)), names))
         part.scatter(operations, names)
 
 
-def _by_row(memory: Memory, factors: Factors, rows: Tensor) -> Tensor:
+def _by_row(factors: Factors, rows: Tensor) -> Tensor:
     """One factor for each row of a part, to be multiplied with it; 0-d where the part is a single row."""
-    made = torch.as_tensor(factors, dtype=memory.arena.dtype, device=memory.arena.device)
+    made = torch.as_tensor(factors, dtype=rows.dtype, device=rows.device)
     return made[0] if len(factors) == 1 else made.view(-1, *[1] * (rows.dim() - 1))
 
 
@@ -147,20 +147,20 @@ def scale_of(
         own = node.own_precision
         if np.isnan(own).any():
             members = [node.group.nodes[row] for row in rows]
-            return partial(_own_scale, memory, members, scales.tolist())
+            return partial(_own_scale, memory, node.arena, members, scales.tolist())
         scales = scales * own[rows]
     if (scales == scales[0]).all():
         return float(scales[0])
     shape = (len(scales),) + (1,) * (1 + len(node.node.shape))
-    return torch.as_tensor(scales, dtype=memory.arena.dtype, device=memory.arena.device).view(shape)
+    return torch.as_tensor(scales, dtype=node.arena.dtype, device=node.arena.device).view(shape)
 
 
-def _own_scale(memory: Memory, nodes: Sequence[Node], factors: Sequence[float]) -> Tensor:
+def _own_scale(memory: Memory, arena: Arena, nodes: Sequence[Node], factors: Sequence[float]) -> Tensor:
     """π w of nodes whose own precision is a tensor, (k, 1 or batch, *shape), or without the first axis of one."""
     scales, given = [], memory.at_hand().precision
     for node, factor in zip(nodes, factors, strict=True):
         own = given.get(node.name, node.own_precision)
-        scale = factor * torch.as_tensor(own, dtype=memory.arena.dtype, device=memory.arena.device).detach()
+        scale = factor * torch.as_tensor(own, dtype=arena.dtype, device=arena.device).detach()
         scales.append(scale.expand(len(scale) if node.name in given else 1, *node.shape))
     if len(scales) == 1:
         return scales[0]

@@ -97,8 +97,10 @@ def _learn_link(
         delta = edge.message_cell(position + 1, rows)
     else:
         delta = delta_after(memory, operations, edge, rows, position, None)
-    place = edge.activity(activity, rows) if position == 0 else edge.place(position, rows)
-    value = read(place, operations, names)
+    if position == 0:
+        value = edge.reads(activity, rows, operations)
+    else:
+        value = read(edge.place(position, rows), operations, names)
     kernel, call = edge.chain[position].kernel, edge.weights.gradient_call(position, rows)
     columns = {name: edge.weights.column(position, name) for name in wanted}
     parameters = {name: [column[row] for row in rows.tolist()] for name, column in columns.items()}

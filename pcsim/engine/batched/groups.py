@@ -144,6 +144,7 @@ def _group_nodes(plan: Plan, stacking: bool) -> list[NodeGroup]:
             node.predicted,
             node.name in clamping.placed,
             node.shape,
+            node.device,
             shape,
             None if chain is None else signature(chain),
             None if wiring.gaussian[position] else id(node.energy_function),

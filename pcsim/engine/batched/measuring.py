@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
@@ -77,16 +77,16 @@ def count(into: Measurement, operation: Operation) -> None:
         operation.call()
 
 
-def clock(device: torch.device) -> Measure:
-    """What calls an operation and takes its time, once the device has done what came before."""
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+def clock(devices: Iterable[torch.device]) -> Measure:
+    """What calls an operation and takes its time, once the devices have done what came before."""
+    waits = [partial(torch.cuda.synchronize, device) for device in set(devices) if device.type == "cuda"]
 
     def measure(into: Measurement, operation: Operation) -> None:
-        if wait is not None:
+        for wait in waits:
             wait()
         begin = time.perf_counter()
         operation.call()
-        if wait is not None:
+        for wait in waits:
             wait()
         into.seconds += time.perf_counter() - begin
         into.calls += 1

@@ -39,11 +39,11 @@ class Memory:
         """What edges read during the relaxation, for their predictions and Jacobians."""
         layout = _layouts(groups)
         self.nodes = [
-            NodeMemory(group, plan, arena, ("node", place), layout[place], self.at_hand)
+            NodeMemory(group, plan, arena.on(group.nodes[0].device), ("node", place), layout[place], self.at_hand)
             for place, group in enumerate(groups.nodes)
         ]
         self.edges = [
-            EdgeMemory(group, self.nodes[group.source], self.nodes[group.target], arena, ("edge", place), self._seed)
+            EdgeMemory(group, self.nodes[group.source], self.nodes[group.target], ("edge", place), self._seed)
             for place, group in enumerate(groups.edges)
         ]
         nowhere = np.zeros(len(plan.wiring.nodes), bool)

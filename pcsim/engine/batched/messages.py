@@ -63,7 +63,7 @@ def _pass_on(
     if callable(scale):
         own: Callable[[], object] = partial(_own_pull_anew, moving.read(), error.read(), scale, -rate)
     else:
-        factor = torch.as_tensor(scale, dtype=memory.arena.dtype, device=memory.arena.device)
+        factor = torch.as_tensor(scale, dtype=node.arena.dtype, device=node.arena.device)
         own = partial(moving.read().addcmul_, error.read(), factor, value=-rate)
     if callable(scale) or bool((factor != 0).any()):
         operations.append(Operation("own error", own, names))
@@ -126,21 +126,21 @@ def _send(
         return
     delta = delta_after(memory, operations, edge, rows, 0, dtype)
     if not edge.chain:
-        goal.add(operations, "add message", delta, factor, names, over=over)
+        goal.add(operations, "add message", edge.sent(delta, operations, rows), factor, names, over=over)
         return
     kernel, call = edge.chain[0].kernel, edge.weights.call(0, rows, operations)
     title = f"message {type(kernel).__name__}"
-    if kernel.adds and goal.index is None and dtype is None:
+    if kernel.adds and goal.index is None and dtype is None and not edge.crosses:
         add = do.add_message(kernel, call, delta, goal.cell.read(), factor, over=over)
         operations.append(Operation(title, add, names))
         return
-    value = content(edge.activity(memory.activity, rows), operations, names, kernel.reads == "input")
+    value = edge.reads(memory.activity, rows, operations, needed=kernel.reads == "input")
     output = content(edge.place(1, rows), operations, names, kernel.reads == "output")
-    straight = over and factor == 1.0 and goal.index is None
+    straight = over and factor == 1.0 and goal.index is None and not edge.crosses
     cell = goal.cell if straight else edge.message_cell(0, rows)
     operations.append(Operation(title, _back(kernel, call, delta, value, output, cell, dtype), names))
     if not straight:
-        goal.add(operations, "add message", cell, factor, names, over=over)
+        goal.add(operations, "add message", edge.sent(cell, operations, rows), factor, names, over=over)
 
 
 def _first_to_write(operations: list[Operation], node: NodeMemory, rows: Positions, name: str) -> bool:

@@ -27,7 +27,7 @@ class NodeMemory:
     Args:
         group: the nodes.
         plan: of which they are part.
-        arena: where scratch tensors come from.
+        arena: where scratch tensors come from, and where the nodes lie.
         key: names the group in the arena.
         layout: of images.
         batch: the batch at hand.
@@ -42,7 +42,7 @@ class NodeMemory:
         layout: torch.memory_format,
         batch: Callable[[], Batch],
     ) -> None:
-        self.group, self._arena, self._key, self._layout, self._batch = group, arena, key, layout, batch
+        self.group, self.arena, self._key, self._layout, self._batch = group, arena, key, layout, batch
         self.node = node = group.nodes[0]
         self.names = [member.name for member in group.nodes]
         clamping = plan.task.clamping
@@ -152,11 +152,11 @@ class NodeMemory:
         return self.node.predict(inputs, self._batch().seed)
 
     def _kept(self, name: Hashable, make: Callable[[], Any]) -> Any:
-        return self._arena.kept((self._key, name), make)
+        return self.arena.kept((self._key, name), make)
 
     def _new(self) -> Tensor:
-        dtype = torch.long if self.group.integers else self._arena.dtype
-        return self._arena.new(len(self.group.nodes), self.node.shape, self._layout, dtype)
+        dtype = torch.long if self.group.integers else self.arena.dtype
+        return self.arena.new(len(self.group.nodes), self.node.shape, self._layout, dtype)
 
     def _scratch(self, name: str) -> Tensor:
         found: Tensor = self._kept(name, self._new)
@@ -175,9 +175,9 @@ class NodeMemory:
     def _part(self, name: Hashable, stack: Tensor, rows: Positions, reader: Hashable = None) -> Part:
         run = run_of(rows)
         if run is None:
-            return self._arena.part((self._key, name, reader), stack, rows)
+            return self.arena.part((self._key, name, reader), stack, rows)
         if (name, run) not in self._parts:
-            self._parts[name, run] = self._arena.part((self._key, name), stack, rows)
+            self._parts[name, run] = self.arena.part((self._key, name), stack, rows)
         return self._parts[name, run]
 
     def load(self, batch: Batch, plan: Plan) -> None:
@@ -216,13 +216,13 @@ class NodeMemory:
             return self.part(f"inlet {share}", rows)
         if share > 0 or self.takes_any_tensor:
             filled = share > 0 and fills(self.chain, self._shares, share)
-            return self._arena.cell((self._key, "place", share), partial(self._shape, share), filled=filled)
+            return self.arena.cell((self._key, "place", share), partial(self._shape, share), filled=filled)
         return self._part("inlet", self._combined(), rows)
 
     def _combined(self) -> Tensor:
         """The sum of what the edges contribute to a single node, (1, batch, ...)."""
         shape = self.node.incoming[0].contribution_shape
-        found: Tensor = self._kept("inlet", lambda: self._arena.new(1, shape, self._layout))
+        found: Tensor = self._kept("inlet", lambda: self.arena.new(1, shape, self._layout))
         return found
 
     def inlet(self, rows: Positions) -> Part:
@@ -257,5 +257,5 @@ class NodeMemory:
         for later in range(link, len(self.chain)):
             if not self.chain[later].in_place:
                 filled = self.chain[later].kernel.fills_out
-                return self._arena.cell((self._key, "pulled", later), partial(self._shape, later), filled=filled)
+                return self.arena.cell((self._key, "pulled", later), partial(self._shape, later), filled=filled)
         return self.part("delta", rows)

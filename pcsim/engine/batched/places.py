@@ -48,13 +48,21 @@ class Arena:
     Args:
         batch: number of samples.
         dtype: of all tensors but those of integers.
-        device: of all tensors.
+        device: of all tensors made here; :meth:`on` makes those of another.
         products: by which library matrices are multiplied, and hyperbolic tangents taken.
     """
 
     def __init__(self, batch: int, dtype: torch.dtype, device: torch.device, products: Products = "auto") -> None:
         self.batch, self.dtype, self.device, self.products = batch, dtype, device, products
         self._kept: dict[Hashable, Any] = {}
+
+    def on(self, device: torch.device | None) -> Arena:
+        """The arena beside this one whose tensors lie on another device; itself where that is its own, or none."""
+        if device in (None, self.device):
+            return self
+        assert device is not None
+        beside: Arena = self.kept(("on", device), partial(Arena, self.batch, self.dtype, device, self.products))
+        return beside
 
     def new(
         self, count: int, shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype | None = None
@@ -188,6 +196,22 @@ class Part:
         else:
             call = partial(_add, self.cell.read(), addend, factor)
         operations.append(Operation(name, call, members))
+
+
+def cross(cell: Cell, arena: Arena, key: Hashable, operations: list[Operation], members: Sequence[str]) -> Cell:
+    """What lies in a cell, where an arena's tensors do, with the operation that brings it there."""
+    if cell.fixed:
+        there = cell.read()
+        made = arena.kept(("crossed", key, *there.shape), partial(torch.empty_like, there, device=arena.device))
+        operations.append(Operation("cross", partial(made.copy_, there), members))
+        return Cell(made)
+    brought = Cell()
+    operations.append(Operation("cross", partial(_bring, cell, brought, arena.device), members))
+    return brought
+
+
+def _bring(there: Cell, here: Cell, device: torch.device) -> None:
+    here.write(there.read().to(device))
 
 
 def read(place: Part | Cell, operations: list[Operation], members: Sequence[str]) -> Cell:

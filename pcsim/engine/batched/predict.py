@@ -69,14 +69,13 @@ def _clamp_following(memory: Memory, node: NodeMemory, rows: Sequence[int]) -> N
 
 def _evaluate(operations: list[Operation], edge: EdgeMemory, rows: Positions, activity: Activity) -> None:
     names = named(edge.names, rows)
-    place: Part | Cell = edge.activity(activity, rows)
     if edge.length == 0:
         if edge.direct:
-            value, goal = read(place, operations, names), edge.place(0, rows)
+            value, goal = edge.reads(activity, rows, operations), edge.place(0, rows)
             operations.append(Operation("copy", partial(do.take, written(goal), value), names))
             finish(goal, operations, names)
         return
-    value = read(place, operations, names)
+    value = edge.reads(activity, rows, operations)
     if edge.trace is not None:
         goal = edge.place(1, rows)
         operations.append(Operation("predict", partial(_trace, edge.trace, [value], written(goal)), names))
@@ -111,7 +110,7 @@ def _transfer(
     if node.trace is not None:
         # Edges into such a node are in groups of one, so that sorting them gives the order of its arguments.
         feeding.sort(key=lambda item: int(item[0].group.positions[0]))
-        cells = [read(edge.contribution(some, activity), operations, edge.names) for edge, some in feeding]
+        cells = [edge.contribution(some, activity, operations) for edge, some in feeding]
         goal = node.part("prediction", rows)
         operations.append(Operation("transfer", partial(_trace, node.trace, cells, written(goal)), names))
         finish(goal, operations, names)
@@ -137,13 +136,13 @@ def _combine(
     names = named(node.names, rows)
     goal = node.place(0, rows)
     if all(np.array_equal(edge.group.target_rows[some], rows) for edge, some in feeding):
-        terms = [read(edge.contribution(some, activity), operations, names) for edge, some in feeding]
+        terms = [edge.contribution(some, activity, operations) for edge, some in feeding]
         operations.append(Operation("combine", partial(do.add_up, written(goal), terms), names))
         finish(goal, operations, names)
         return
     zero(operations, goal, names)
     for edge, some in feeding:
-        addend = read(edge.contribution(some, activity), operations, edge.names)
+        addend = edge.contribution(some, activity, operations)
         node.inlet(edge.group.target_rows[some]).add(operations, "combine", addend, 1.0, named(edge.names, some))
 
 

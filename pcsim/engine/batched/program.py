@@ -448,7 +448,7 @@ class Program:
         for position, link in enumerate(edge.chain):
             if id(link.module) in keeping:
                 place = edge.place(position, FIRST) if position else edge.activity(activity, FIRST)
-                link.module(read(place, [], edge.names).read())
+                link.module(read(place, [], edge.names).read().to(edge.target.arena.device))
 
     def _count_node(self, node: NodeMemory, keeping: set[int]) -> None:
         if not node.node.incoming:  # a root's transfer is never evaluated

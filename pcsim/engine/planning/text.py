@@ -13,6 +13,7 @@ from pcsim.graph.combining import Sum
 from pcsim.graph.node import Node
 
 if TYPE_CHECKING:
+    from pcsim.engine.planning.liveness import Phase
     from pcsim.engine.planning.plan import Plan
     from pcsim.engine.planning.wiring import Mask
 
@@ -51,13 +52,30 @@ def _phases(plan: Plan) -> list[tuple[str, dict[str, str]]]:
         }
         if plan.task.learns_each_step:
             parts["learn"] = shown(phase.learn[wiring.target], edges)
+        parts |= _crossing(plan, phase, (wiring.free | phase.relay)[wiring.source])
         phases.append((f"step {first}" if first == last else f"steps {first} to {last}", parts))
         first = last + 1
     if not plan.task.learns_each_step:
         learning = plan.learning()
         learned = shown(learning.learn[wiring.target], edges)
-        phases.append(("learn", {"predict": shown(learning.refresh, edges), "weights": learned}))
+        parts = {"predict": shown(learning.refresh, edges), "weights": learned}
+        phases.append(("learn", parts | _crossing(plan, learning, learning.relay[wiring.source])))
     return phases
+
+
+def _crossing(plan: Plan, phase: Phase, hearing: Mask) -> dict[str, str]:
+    """What goes from one device to another: latents that edges read to predict, send or learn, and messages."""
+    wiring, size = plan.wiring, plan.wiring.crossing
+    if not size.any():
+        return {}
+    total = 0
+    for position in np.flatnonzero(size).tolist():
+        sends, learns = bool((phase.message & hearing)[position]), bool(phase.learn[wiring.target[position]])
+        first = next(iter(edge_chain(wiring.edges[position]) or ()), None)
+        reads = first is not None and sends and first.kernel.reads == "input"
+        learns = first is not None and learns and any(p.requires_grad for p in first.module.parameters())
+        total += int(size[position]) * (int(phase.refresh[position]) + sends + reads + learns)
+    return {"cross": f"{total:,} bytes a sample"}
 
 
 def _left_out(plan: Plan) -> str:

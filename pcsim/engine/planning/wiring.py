@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from pcsim.engine.problem import Task
@@ -83,6 +85,16 @@ class Wiring:
         for generation, into in self.generations:
             passed = self.any_of(into & (self.deterministic & self.learns)[self.source], self.target)
             self.learns[generation] |= passed[generation]
+
+    @cached_property
+    def crossing(self) -> Positions:
+        """Bytes of a sample's latent, and of a message, along each edge between two devices; 0 along all others."""
+        places, fingerprint = self._task.network.places, self._task.fingerprint
+        dtype = (fingerprint.tensor_options or self._task.network.tensor_options())[0]
+        whole = torch.long.itemsize
+        sizes = [math.prod(n.shape) * (whole if n.name in fingerprint.integers else dtype.itemsize) for n in self.nodes]
+        apart = [bool(places) and places[e.source_name] != places[e.target_name] for e in self.edges]
+        return np.where(apart, np.array(sizes, np.intp)[self.source], 0)
 
     @cached_property
     def predicted(self) -> Mask:
