@@ -13,7 +13,7 @@ from benchmarks.variants import ARRIVAL, BACKPROP, CONSTANT, CONSTANT_INPUTS, SI
 
 SILENT_TO_BACKPROP = {"W1": 1.05, "W2": 0.9, "W3": 1.0, "W5": 0.55}
 CONSTANT_TO_LOOP = {"W1": 0.33, "W2": 0.17, "W3": 0.62}
-CONSTANT_TO_FLOOR = {"W1": 1.6, "W2": 1.4, "W3": 1.3}
+CONSTANT_TO_FLOOR = {"W1": 1.6, "W2": 1.4, "W3": 1.8}
 CONSTANT_TO_PYDEEPITY = {"W1": 0.8, "W1r": 1.0, "W2": 0.4, "W6": 1.0, "W7": 2.5}
 CONSTANT_TO_PEER = {"W1": 0.75, "W2": 0.75, "W3": 0.28}
 ARRIVAL_TO_BACKPROP = {"W1": 1.15, "W2": 1.15, "W3": 1.15, "W5": 0.65}

@@ -94,8 +94,7 @@ def read(
     clamps: Clamps,
     fingerprint: Fingerprint,
     steps: int | str,
-    size: int | None,
-    places: Mapping[str, torch.device],
+    size: int | None = None,
 ) -> tuple[dict[str, Clamp], Tensor, Unread | None]:
     """What is given, by node name; a tensor of its batch and device, and the dtype of all values but integers; and
     whether what is given is finite and in its range, where that is still to be read from the device.
@@ -108,7 +107,6 @@ def read(
         fingerprint: of the network.
         steps: of the relaxation, or why nothing can change within it.
         size: number of samples, where nothing has to be given that says so.
-        places: where nodes lie, by name, if not together.
 
     Raises:
         ClampError: a clamp does not fit, or a node of integers has none; names the node.
@@ -119,12 +117,10 @@ def read(
     values = (given[0] if isinstance(given, tuple) and given else given for given in named.values())
     some = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
     dtype, device = fingerprint.tensor_options or network.tensor_options(otherwise=some)
-    late = not (reads_freely(device) and all(map(reads_freely, places.values())))
-    whole = _all_integers(network, named, streams, fingerprint.integers, device, places)
+    late = not all(map(reads_freely, fingerprint.devices(device)))
+    whole = _all_integers(network, named, streams, fingerprint.integers, device)
     fits = {
-        name: whole[name].clamp(late)
-        if name in whole
-        else _clamp(network, name, given, dtype, places.get(name, device), late)
+        name: whole[name].clamp(late) if name in whole else _clamp(network, name, given, dtype, device, late)
         for name, given in named.items()
     }
     for name, (frames, every) in streams.items():
@@ -196,11 +192,7 @@ def _streamed(network: Network, name: str, first: Clamp, frames: list[Tensor], e
 
 
 def read_precision(
-    network: Network,
-    precision: Mapping[str | Node, Tensor],
-    first: Tensor,
-    unread: Unread | None,
-    places: Mapping[str, torch.device],
+    network: Network, precision: Mapping[str | Node, Tensor], first: Tensor, unread: Unread | None
 ) -> tuple[dict[str, Tensor], Unread | None]:
     """Nodes' own precisions trial by trial, (batch, *shape) or (batch, 1, ...), and what is still to be read.
 
@@ -209,7 +201,6 @@ def read_precision(
         precision: as the user gave it.
         first: a tensor of the batch, dtype and device of what is given beside it.
         unread: of those; None where all is read at once.
-        places: where nodes lie, by name, if not together.
 
     Raises:
         ClampError: a precision does not fit, or its node has none; names the node.
@@ -223,7 +214,7 @@ def read_precision(
         if isinstance(value, Tensor) and value.dim() == 1:
             value = value.view(-1, *[1] * len(node.shape))
         alone = isinstance(value, Tensor) and tuple(value.shape[1:]) == (1,) * len(node.shape)
-        shape, where = (1,) * len(node.shape) if alone else node.shape, places.get(name, first.device)
+        shape, where = (1,) * len(node.shape) if alone else node.shape, node.device or first.device
         given = _value(name, value, shape, first.dtype, where, "precision")
         if len(given) != len(first):
             raise ClampError(
@@ -241,14 +232,13 @@ def read_precision(
     return found, _beside(unread, sizes, refuse)
 
 
-def with_constants(
-    network: Network, clamps: dict[str, Clamp], first: Tensor, places: Mapping[str, torch.device]
-) -> dict[str, Clamp]:
+def with_constants(network: Network, clamps: dict[str, Clamp], first: Tensor) -> dict[str, Clamp]:
     """What is given, and the constant nodes that are not, for the batch and dtype of a tensor, where each lies."""
     for name, constant in network.constants.items():
         if name not in clamps:
-            sizes, where = (len(first), *network.nodes[name].shape), places.get(name, first.device)
-            clamps[name] = Clamp(first.new_full(sizes, constant, device=where))
+            node = network.nodes[name]
+            value = first.new_full((len(first), *node.shape), constant, device=node.device or first.device)
+            clamps[name] = Clamp(value)
     return clamps
 
 
@@ -319,7 +309,6 @@ def _all_integers(
     streams: Mapping[str, tuple[list[Tensor], int]],
     counts: Mapping[str, int],
     device: torch.device,
-    places: Mapping[str, torch.device],
 ) -> dict[str, _Integers]:
     """What is given of the nodes that hold integers, all of which have to be given, in whole."""
     whole = {}
@@ -331,8 +320,8 @@ def _all_integers(
                 "clamp all of it"
             )
         frames, every = streams.get(name, ([named[name]], None))
-        where = places.get(name, device)
-        values = [_integers(name, frame, network.nodes[name].shape, where) for frame in frames]
+        node = network.nodes[name]
+        values = [_integers(name, frame, node.shape, node.device or device) for frame in frames]
         whole[name] = _Integers(name, values[0] if every is None else torch.stack(values), count, every)
     return whole
 
@@ -354,7 +343,6 @@ def read_start(
     clamps: Mapping[str, Clamp],
     like: Tensor,
     unread: Unread | None,
-    places: Mapping[str, torch.device],
 ) -> tuple[dict[str, Tensor], Unread | None]:
     """Where free nodes start, by node name, and what is still to be read, as of :func:`read`.
 
@@ -364,7 +352,6 @@ def read_start(
         clamps: what is given beside it.
         like: of its batch, dtype and device.
         unread: of those; None where all is read at once.
-        places: where nodes lie, by name, if not together.
 
     Raises:
         ClampError: a value does not fit, or its node is none that moves; names the node.
@@ -376,7 +363,7 @@ def read_start(
         if full or node.deterministic:
             why = "is clamped" if full else "is deterministic, so that its value is its prediction"
             raise ClampError(f"init {name!r}: the node {why}; leave it out")
-        where = places.get(name, like.device)
+        where = node.device or like.device
         found[name] = _value(name, value, node.shape, like.dtype, where, "init").detach()
         if len(found[name]) != len(like):
             other = f"{next(iter(clamps))!r} is clamped for" if clamps else "batch is"
@@ -431,6 +418,7 @@ def _clamp(network: Network, name: str, given: Given, dtype: torch.dtype, device
     if isinstance(given, tuple) and len(given) != 2:
         raise ClampError(f"clamp {name!r}: a tuple of {len(given)} given, expected a pair of values and a mask")
     value, mask = given if isinstance(given, tuple) else (given, None)
+    device = known[name].device or device
     value = _value(name, value, known[name].shape, dtype, device)
     # The sum tells at a fraction of the cost; only where it overflows does every unit have to be looked at.
     finite = late or math.isfinite(value.sum().item()) or bool(torch.isfinite(value).all())

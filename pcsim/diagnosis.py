@@ -253,7 +253,7 @@ def chain_energy_at_rest(network: Network, clamps: Clamps) -> Tensor:
     while row[-1].outgoing and len(row) <= len(nodes):
         row.append(row[-1].outgoing[0].target)
     still = "an energy at rest is that of one clamp"
-    fits, _, _ = read(network, clamps, network.fingerprint(), still, None, network.places)
+    fits, _, _ = read(network, clamps, network.fingerprint(), still)
     ends = {name for name, clamp in fits.items() if clamp.mask is None}
     alone = len(row) == len(nodes) > 1 and len(network.edges) == len(nodes) - 1
     if not alone or {row[0].name, row[-1].name} != ends or len(fits) != 2:

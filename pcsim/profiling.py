@@ -168,7 +168,7 @@ def profile(simulator: Simulator, clamps: Clamps, *, runs: int = 5) -> Profile:
         batch()
     times = []
     for _ in range(runs):
-        with measured(programs, steps, clock([shown.batch.device, *shown.batch.places.values()])) as timed:
+        with measured(programs, steps, clock(shown.task.fingerprint.devices(shown.batch.device))) as timed:
             batch()
         times.append({(each.stage, each.operation, each.members): each for each in timed})
     for each in counted:

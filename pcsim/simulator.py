@@ -458,21 +458,20 @@ class Simulator:
         energies, probes = given.read_record(self.network, record)
         fingerprint = self.network.fingerprint()
         steps = self._unchanging(predicting, resting) or self.relaxation.steps
-        places = self.network.places if fingerprint.placed else {}
-        fits, first, unread = given.read(self.network, clamps, fingerprint, steps, size, places)
+        fits, first, unread = given.read(self.network, clamps, fingerprint, steps, size)
         streams = tuple((name, clamp.every) for name, clamp in fits.items() if clamp.frames is not None)
         if len(first) == 1 and not predicting and self._single is not fingerprint:
             checks.single_sample(self.network)
             self._single = fingerprint
         if self.network.constants:
-            fits = given.with_constants(self.network, fits, first, places)
-        begun = {} if predicting else self._carried(fits, first, places)
+            fits = given.with_constants(self.network, fits, first)
+        begun = {} if predicting else self._carried(fits, first)
         if init is not None:
-            placed, unread = given.read_start(self.network, init, fits, first, unread, places)
+            placed, unread = given.read_start(self.network, init, fits, first, unread)
             begun |= placed
         weighed = dict[str, Tensor]()
         if precision is not None:
-            weighed, unread = given.read_precision(self.network, precision, first, unread, places)
+            weighed, unread = given.read_precision(self.network, precision, first, unread)
         if unread is not None and (predicting or resting or not self.engine.reads_late):
             all_finite((), unread)
             unread = None
@@ -510,9 +509,8 @@ class Simulator:
         draws = (fingerprint.stochastic and not predicting) or relaxation.temperature > 0
         seed = int(torch.randint(2**31, ()).item()) if draws else 0
         begun = {name: value for name, value in begun.items() if name in clamping.placed}
-        late = self.checks_late and not all(map(given.reads_freely, [first.device, *places.values()]))
-        batch = Batch(fits, len(first), first.dtype, first.device, seed, place, begun, unread, late, weighed, places)
-        return task, batch
+        late = self.checks_late and not all(map(given.reads_freely, fingerprint.devices(first.device)))
+        return task, Batch(fits, len(first), first.dtype, first.device, seed, place, begun, unread, late, weighed)
 
     def _unchanging(self, predicting: bool, resting: bool) -> str:
         """Why no clamp can change within a run; empty where one can."""
@@ -528,9 +526,7 @@ class Simulator:
             return "with least_rate= a step that raises the energy is taken back, and a new frame may raise it"
         return ""
 
-    def _carried(
-        self, fits: Mapping[str, Clamp], first: Tensor, places: Mapping[str, torch.device]
-    ) -> dict[str, Tensor]:
+    def _carried(self, fits: Mapping[str, Clamp], first: Tensor) -> dict[str, Tensor]:
         """Values of the last run that ``start="previous"`` begins with: of nodes and a batch of the same size."""
         if self.relaxation.start != "previous" or self._state is None or self.rule.backprop:
             return {}
@@ -541,7 +537,7 @@ class Simulator:
             if name in last and name not in full and not node.deterministic:
                 before = last[name]
                 if before.shape == (len(first), *node.shape):
-                    found[name] = before.to(places.get(name, first.device), first.dtype, copy=True)
+                    found[name] = before.to(node.device or first.device, first.dtype, copy=True)
         return found
 
     def _check_task(self, task: Task) -> None:

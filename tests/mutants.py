@@ -757,8 +757,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/engine.py",
-        "key = (task, batch.size, batch.dtype, batch.device, *batch.places.items())",
-        "key = (task, batch.dtype, batch.device, *batch.places.items())",
+        "key = (task, batch.size, batch.dtype, batch.device, *devices)",
+        "key = (task, batch.dtype, batch.device, *devices)",
         "A batch of another size meets a program of the last one.",
     ),
     Mutant(

@@ -214,7 +214,6 @@ class Batch:
         unread: what is to be read of the clamps together with whether the values are finite; None where that is known.
         late: look whether values are finite once, at the end, also where the weights learn at every step.
         precision: nodes' own precisions in this run, by name, (batch, *shape) or (batch, 1, ...).
-        places: where each node lies, by name; empty where all lie together.
     """
 
     clamps: Mapping[str, Clamp]
@@ -227,17 +226,12 @@ class Batch:
     unread: Unread | None = None
     late: bool = False
     precision: Mapping[str, Tensor] = attrs.field(factory=dict)
-    places: Mapping[str, torch.device] = attrs.field(factory=dict)
-
-    def on(self, node: str) -> torch.device:
-        """Where a node lies."""
-        return self.places.get(node, self.device)
 
     def origin(self, node: Node) -> Tensor:
         """Where a placed node starts (SPEC §2, Start), (batch, *shape), in a tensor of its own."""
         if node.name in self.start:
             return self.start[node.name].clone(memory_format=torch.contiguous_format)
-        return torch.zeros(self.size, *node.shape, dtype=self.dtype, device=self.on(node.name))
+        return torch.zeros(self.size, *node.shape, dtype=self.dtype, device=node.device or self.device)
 
     def at(self, step: int) -> Batch:
         """What is given at a step; the same batch where nothing changes."""

@@ -54,13 +54,13 @@ class Reading:
         """π_n at the last inference step, 0-d, (*shape), or (batch, ...) where it was given so."""
         state = self._state
         precision = state.task.precision(node.name, state.last_step, state.batch)
-        return torch.as_tensor(precision, dtype=state.batch.dtype, device=state.batch.on(node.name)).clone()
+        return torch.as_tensor(precision, dtype=state.batch.dtype, device=_where(state, node)).clone()
 
     def energy(self, node: Node) -> Tensor:
         """E_n before precision and weight, (batch,); zero where a node has none."""
         state = self._state
         if node.name not in state.task.clamping.energetic:
-            return torch.zeros(state.batch.size, dtype=state.batch.dtype, device=state.batch.on(node.name))
+            return torch.zeros(state.batch.size, dtype=state.batch.dtype, device=_where(state, node))
         return self._evaluated(lambda now: node.energy_function.sample_energy(*now.compared(node.name)))
 
     def contribution(self, edge: Edge) -> Tensor:
@@ -82,6 +82,10 @@ class Reading:
                     f"{missing.args[0]!r} is not part of the latest run: nodes or edges were added or removed after "
                     "it; run Simulator.infer again"
                 ) from None
+
+
+def _where(state: State, node: Node) -> torch.device:
+    return node.device or state.batch.device
 
 
 def _copy(tensor: Tensor) -> Tensor:

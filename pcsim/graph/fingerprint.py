@@ -48,8 +48,7 @@ class Fingerprint:
         """Whether any part may draw random numbers."""
         self.moving = [part for part in parts if part.moves]
         """Parts whose buffers move as they are evaluated."""
-        self.placed = any(node.device is not None for node in network.nodes.values())
-        """Whether nodes may lie on several devices."""
+        self._placed = [node for node in network.nodes.values() if node.device is not None]
         self.integers: dict[str, int] = {}
         """Nodes that hold integers, by name, and how many each may hold, from 0 on."""
         for edge in network.edges.values():
@@ -91,6 +90,10 @@ class Fingerprint:
     def tensor_options(self) -> tuple[torch.dtype, torch.device] | None:
         """Dtype and device of the first floating parameter; None if there is none."""
         return next(((p.dtype, p.device) for p in self.parameters if p.is_floating_point()), None)
+
+    def devices(self, otherwise: torch.device) -> list[torch.device]:
+        """Where each node lies, by the network's order; all at ``otherwise`` where nodes are not placed."""
+        return [node.device or otherwise for node in self._placed] or [otherwise]
 
     def holds(self) -> bool:
         """Whether nothing has changed."""

@@ -221,12 +221,12 @@ class BatchedEngine(Engine):
 
         There are two of each, which take turns: the state that an earlier run left stays whole if this one fails.
         """
-        devices = {batch.device, *batch.places.values()}
+        devices = task.fingerprint.devices(batch.device)
         if self._message_dtype in (torch.bfloat16, torch.float16) and "cpu" in {device.type for device in devices}:
             raise SettingError(
                 f"message_dtype {self._message_dtype} on a CPU: some abort on half-precision products; use None there"
             )
-        key = (task, batch.size, batch.dtype, batch.device, *batch.places.items())
+        key = (task, batch.size, batch.dtype, batch.device, *devices)
         turns = self._programs.pop(key, None)
         if turns is None:
             plan = Plan(task, **self._plan_options)
