@@ -202,6 +202,12 @@ class TestRoundTrip:
         net = topologies.vgg("VGG5", width=0.02, batch_norm=True).to(dtype)
         check_same(net, there_and_back(net, tmp_path / "net"))
 
+    def test_where_nodes_are_placed_is_not_kept(self, tmp_path: Path) -> None:
+        net = topologies.mlp([6, 5, 4, 3]).place({"hidden1": "cpu"})
+        other = there_and_back(net, tmp_path / "net")
+        assert (net["hidden1"].device, other["hidden1"].device) == (torch.device("cpu"), None)
+        check_relaxes_alike(net, other)
+
     def test_random_draws_are_known_even_when_saved_in_evaluation_mode(self, tmp_path: Path) -> None:
         net = pcsim.from_sequential(
             nn.Sequential(nn.Linear(3, 9), nn.ReLU(), nn.Dropout(), nn.Linear(9, 2)), input_shape=3

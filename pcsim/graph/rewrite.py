@@ -77,6 +77,10 @@ def balance_paths(
         add_copy(balanced, node)
     for edge in net.edges.values():
         _add_hops(balanced, edge, routes.get(edge.name))
+    if net.places:
+        delays = {aux: net.edges[name].target for name, route in routes.items() for aux in route.names}
+        places = {**delays, **net.nodes}
+        balanced.place({name: node.device for name, node in places.items() if node.device is not None})
     return balanced
 
 

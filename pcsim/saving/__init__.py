@@ -94,7 +94,8 @@ def _compare(writer: Writer, net: Network) -> None:
         {name: form(tensor) for name, tensor in (*one.named_parameters(), *one.named_buffers())}
         for one in (net, reader.network)
     ]
-    for name in sorted(inventories[0].keys() ^ inventories[1].keys()):
+    places = {f"{kind}.{name}.where" for kind in ("nodes", "edges") for name in getattr(net, kind)}
+    for name in sorted((inventories[0].keys() ^ inventories[1].keys()) - places):
         raise FileError(f"{name!r} belongs to no node and no edge, so it would not be kept; remove it from the network")
 
 

@@ -191,6 +191,8 @@ def without(network: Network, *, nodes: set[str] | None = None, edges: set[str] 
     for edge in source.edges.values():
         if edge.name not in (edges or ()) and edge.source_name in rest and edge.target_name in rest:
             rest.add_edge(edge.source_name, edge.target_name, edge.module, gain=edge.gain, name=edge.name)
+    if source.places:
+        rest.place({name: device for name, device in source.places.items() if name in rest})
     if seed is not None:
         rest.seed_weights(seed)
     return rest

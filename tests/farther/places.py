@@ -233,6 +233,22 @@ def test_a_copy_lies_where_the_network_does() -> None:
 
 
 @pytest.mark.usefixtures("crossing")
+def test_auxiliary_nodes_lie_where_their_edge_leads() -> None:
+    net = placed(pcsim.topologies.residual_mlp(6, 8, 3, blocks=2))
+    balanced = pcsim.balance_paths(net, 0.5)
+    auxiliary = [node for node in balanced.nodes.values() if pcsim.is_auxiliary(node)]
+    assert auxiliary
+    for name, where in net.places.items():
+        assert balanced[name].device == where
+    for node in auxiliary:
+        ends = [net.edges[node.name.partition("/")[0]].target.device]
+        assert node.device in ends
+    clamps = {name: at(balanced, name, value) for name, value in batch_of(net, "cpu").items()}
+    relaxation = pcsim.Relaxation(9, 0.5, precision=pcsim.Spiking.for_rate(0.5))
+    pcsim.Simulator(balanced, relaxation, pcsim.ArrivalUpdate()).infer(clamps)
+
+
+@pytest.mark.usefixtures("crossing")
 def test_what_else_a_run_takes_lies_where_its_node_does() -> None:
     """Precisions, starts, masks, streams, constants, tolerances, rates by sample, equilibria, the last run's values."""
     found = []
