@@ -145,8 +145,8 @@ MUTANTS = (
     ),
     Mutant(
         "graph/energies.py",
-        "(flat @ self.inverse.to(flat)).view_as(error)",
-        "(flat @ self.covariance.to(flat)).view_as(error)",
+        "inverse = self.inverse.to(flat)",
+        "inverse = self.covariance.to(flat)",
         "The correlated Gaussian takes the covariance for its inverse.",
     ),
     Mutant(

@@ -164,6 +164,7 @@ class CorrelatedGaussian(OfDifference):
 
     covariance: Tensor
     inverse: Tensor = attrs.field(init=False, repr=False)
+    _inverses: dict[tuple[torch.device, torch.dtype], Tensor] = attrs.field(init=False, repr=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         given = self.covariance
@@ -184,4 +185,10 @@ class CorrelatedGaussian(OfDifference):
     def slope(self, error: Tensor) -> Tensor:
         """Σ⁻¹ ε, (batch, *shape)."""
         flat = error.flatten(1)
-        return (flat @ self.inverse.to(flat)).view_as(error)
+        place = flat.device, flat.dtype
+        inverse = self._inverses.get(place)
+        if inverse is None:
+            inverse = self.inverse.to(flat)  # once a place, or each evaluation would wait for a device to have it
+            if not inverse.is_inference():
+                self._inverses[place] = inverse
+        return (flat @ inverse).view_as(error)
