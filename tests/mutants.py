@@ -1440,8 +1440,8 @@ MUTANTS = (
     ),
     Mutant(
         "saving/__init__.py",
-        "for name in sorted(inventories[0].keys() ^ inventories[1].keys()):",
-        "for name in sorted(inventories[1].keys() - inventories[0].keys()):",
+        "for name in sorted((inventories[0].keys() ^ inventories[1].keys()) - places):",
+        "for name in sorted((inventories[1].keys() - inventories[0].keys()) - places):",
         "What belongs to no part is lost silently.",
     ),
     Mutant(
