@@ -223,7 +223,7 @@ class Evaluation:
             found = dict(zip(wanted, torch.autograd.grad(output, wanted, delta, allow_unused=True), strict=True))
         for edge, read in zip(node.incoming, leaves, strict=True):
             message = found.get(read)
-            self._message[edge.name] = delta.new_zeros(read.shape) if message is None else message
+            self._message[edge.name] = delta.new_zeros(read.shape, device=read.device) if message is None else message
         reached = ((parameter, found.get(parameter)) for parameter in parameters)
         own = {parameter: gradient / -self.batch.size for parameter, gradient in reached if gradient is not None}
         learned = node.log_precision

@@ -132,7 +132,7 @@ def prior(node: Node, given: object) -> Tensor | None:
             f"node {node.name!r}: prior of shape {tuple(tensor.shape)} given, expected one number or one per unit, "
             f"{node.shape}"
         )
-    return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+    return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone().to(node.device)
 
 
 def integers(edge: str, source: Node, target: Node, given: nn.Module) -> None:

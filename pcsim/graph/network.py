@@ -151,14 +151,27 @@ class Network(nn.Module):
         Raises:
             GraphError: a node is not in the network, or what is given names no device; nothing is moved.
         """
-        home = self.tensor_options()[1]
-        goals = {node: node.device or home for node in self.nodes.values()}
-        goals |= {self._resolve(node): _device(node, device) for node, device in devices.items()}
-        for node, device in goals.items():
-            for part in (node, *node.incoming):
-                part.lie_on(device)
+        known = {node: node.device or self._lies_on(node) for node in self.nodes.values()}
+        goals = known | {self._resolve(node): _device(node, device) for node, device in devices.items()}
+        moved: list[tuple[Part, torch.device | None, torch.device]] = []
         self.revision += 1
+        try:
+            for node, device in goals.items():
+                for part in (node, *node.incoming):
+                    moved.append((part, part.device, known[node]))
+                    part.lie_on(device)
+        except BaseException:  # such as where there is no room
+            for part, placed, before in moved:
+                part.lie_on(before)
+                if placed is None:
+                    del part.where
+            raise
         return self
+
+    def _lies_on(self, node: Node) -> torch.device:
+        """Where a node that was not placed lies."""
+        home = self.tensor_options()
+        return tensor_options(node, *node.incoming, otherwise=torch.empty(0, dtype=home[0], device=home[1]))[1]
 
     # Building
 
@@ -501,6 +514,6 @@ class Network(nn.Module):
 def _device(node: Node | str, device: torch.device | str) -> torch.device:
     try:
         return torch.empty(0, device=device).device  # with the number of what is named without one
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # of many kinds, if PyTorch has been built without it
         name = node if isinstance(node, str) else node.name
         raise GraphError(f"place {name!r}: {device!r} given, expected a device that is there: {error}") from error

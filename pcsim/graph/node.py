@@ -187,7 +187,8 @@ class Node(Part):
         if isinstance(precision, LearnedPrecision):
             self._check_normalised(self._energy_function)
             checks.energy(self, self._energy_function, per_unit=precision.per_unit)
-            start = torch.full(self.shape if precision.per_unit else (), math.log(precision.initial))
+            sizes = self.shape if precision.per_unit else ()
+            start = torch.full(sizes, math.log(precision.initial), device=self.device)
             self._buffers.pop("own_precision", None)
             self._number, self.log_precision = 1.0, nn.Parameter(start)
             self.network.revision += 1
@@ -201,7 +202,7 @@ class Node(Part):
             if not bool((torch.isfinite(precision) & (precision >= 0)).all()):
                 raise GraphError(f"node {self.name!r}: a precision is negative or not finite; give at least 0")
             checks.energy(self, self._energy_function, per_unit=precision.dim() > 0)
-            self._buffers["own_precision"] = precision.detach().clone()
+            self._buffers["own_precision"] = precision.detach().clone().to(self.device)
         elif not checks.is_number(precision) or precision < 0:
             raise GraphError(
                 f"node {self.name!r}: precision {precision!r} given, expected a finite number of at least 0"

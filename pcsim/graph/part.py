@@ -60,7 +60,8 @@ class Part(nn.Module):
 
     def lie_on(self, device: torch.device) -> None:
         """Go to a device, to be computed there."""
-        self.register_buffer("where", torch.empty(0), persistent=False)  # which goes wherever the part is moved
+        # A buffer goes wherever the part is moved; one of booleans tells nothing of the part's dtype.
+        self.register_buffer("where", torch.empty(0, dtype=torch.bool), persistent=False)
         self.to(device)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -291,6 +291,92 @@ def test_a_trainer_takes_batches_where_their_nodes_lie() -> None:
     assert net["output"].value.device == farther.device()
 
 
+class Unmoved(nn.Module):
+    """Answers the same whatever it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = nn.Parameter(torch.zeros(3))
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.answer.expand(len(value), -1)
+
+
+@pytest.mark.usefixtures("crossing")
+@pytest.mark.parametrize("engine", ["batched", "reference"])
+def test_a_message_of_nothing_comes_back_as_well(engine: str) -> None:
+    net = pcsim.Network()
+    for name in "abc":
+        net.add_node(name, (3,))
+    net.add_edge("a", "b", nn.Linear(3, 3))
+    net.add_edge("b", "c", Unmoved())
+    place(net, {"c": farther.device()})
+    sim = pcsim.Simulator(net, engine=engine)
+    sim.infer({"a": torch.ones(2, 3), "c": at(net, "c", torch.ones(2, 3))})
+    sim.compute_gradients()
+    assert not net.edges["b->c"].message.any()
+    assert net.edges["b->c"].message.device.type == "cpu"
+
+
+@pytest.mark.usefixtures("crossing")
+def test_a_placed_network_without_parameters_takes_any_dtype() -> None:
+    net = pcsim.Network()
+    for name in "abc":
+        net.add_node(name, (3,))
+    net.add_edge("a", "b")
+    net.add_edge("b", "c")
+    place(net, {"b": farther.device()})
+    pcsim.Simulator(net).infer({name: torch.ones(2, 3).double() for name in "ac"})
+    assert net["b"].value.dtype == torch.float64
+
+
+@pytest.mark.usefixtures("crossing")
+def test_what_is_set_of_a_placed_node_goes_there() -> None:
+    net, clamps = chain_of("here", "there", "here", dtype=torch.float32)
+    net["hidden1"].precision = torch.ones(8)
+    pcsim.Simulator(net).infer(clamps)
+    net["hidden1"].precision = pcsim.LearnedPrecision()
+    pcsim.Simulator(net).infer(clamps)
+    net.add_node("cause", (6,))
+    place(net, {"cause": farther.device()})
+    net["cause"].prior = 0.5
+    net.add_edge("cause", "input")
+    place(net, {})
+    pcsim.Simulator(net).infer({"output": clamps["output"]})
+
+
+@pytest.mark.usefixtures("crossing")
+def test_a_plan_tells_of_its_own_run() -> None:
+    net, clamps = chain_of("here", "there", "here")
+    sim = pcsim.Simulator(net)
+    sim.infer(clamps)
+    with farther.swapping():
+        net.to("cpu")
+    assert "cross" in str(sim.plan)
+
+
+@pytest.mark.usefixtures("crossing")
+def test_a_network_that_finds_no_room_stays_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, clamps = chain_of("here", "there", "here")
+    net.add_node("late", (3,))
+    before, moves = {name: node.device for name, node in net.nodes.items()}, []
+
+    def full(self: nn.Module, *given: object) -> nn.Module:
+        moves.append(self)
+        if len(moves) == 5:
+            raise RuntimeError("out of memory")
+        return to(self, *given)
+
+    to = nn.Module.to
+    monkeypatch.setattr(nn.Module, "to", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        place(net, {"hidden1": "cpu", "output": farther.device(), "late": farther.device()})
+    monkeypatch.undo()
+    assert {name: node.device for name, node in net.nodes.items()} == before
+    net.remove_node("late")
+    pcsim.Simulator(net).infer(clamps)
+
+
 @pytest.mark.usefixtures("crossing")
 def test_what_cannot_be_placed_is_refused_and_nothing_moves() -> None:
     net = pcsim.topologies.mlp([6, 8, 3])

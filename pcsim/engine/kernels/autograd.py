@@ -59,4 +59,4 @@ class Traced:
         messages = [(tensor, found.pop(tensor, None)) for tensor in self.inputs]
         reached = ((parameter, found.get(parameter)) for parameter in self._parameters)
         self.gradients = {parameter: gradient for parameter, gradient in reached if gradient is not None}
-        return [delta.new_zeros(tensor.shape) if message is None else message for tensor, message in messages]
+        return [delta.new_zeros(t.shape, device=t.device) if message is None else message for t, message in messages]

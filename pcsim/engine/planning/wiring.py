@@ -78,6 +78,8 @@ class Wiring:
         """Nodes to which messages matter: free, or deterministic and read, somewhere below, from a free one."""
         for generation, into in self.generations:
             self.hears[generation] |= self.any_of(into & self.hears[self.source], self.target)[generation]
+        self.crossing = self._find_crossing(task)
+        """Bytes of a sample that go along each edge between two devices, either way; 0 along all others."""
         self._find_parameters(task)
         self.learns = self.any_of(np.isin(np.arange(len(self.edges)), self.edge_user), self.target)
         """Nodes from whose errors some parameter learns: of an edge into them, their own, or below a deterministic."""
@@ -85,16 +87,6 @@ class Wiring:
         for generation, into in self.generations:
             passed = self.any_of(into & (self.deterministic & self.learns)[self.source], self.target)
             self.learns[generation] |= passed[generation]
-
-    @cached_property
-    def crossing(self) -> Positions:
-        """Bytes of a sample's latent, and of a message, along each edge between two devices; 0 along all others."""
-        places, fingerprint = self._task.network.places, self._task.fingerprint
-        dtype = (fingerprint.tensor_options or self._task.network.tensor_options())[0]
-        whole = torch.long.itemsize
-        sizes = [math.prod(n.shape) * (whole if n.name in fingerprint.integers else dtype.itemsize) for n in self.nodes]
-        apart = [bool(places) and places[e.source_name] != places[e.target_name] for e in self.edges]
-        return np.where(apart, np.array(sizes, np.intp)[self.source], 0)
 
     @cached_property
     def predicted(self) -> Mask:
@@ -138,6 +130,17 @@ class Wiring:
         both = zip(self.nodes, owned, strict=True)
         predicting = [[p for p in own if p is not node.log_precision] for node, own in both]
         self.transfer_user, self.transfer_used = _uses(place, predicting)
+
+    def _find_crossing(self, task: Task) -> Positions:
+        """Bytes of a sample's latent, and of a message, along each edge between two devices; 0 along all others."""
+        devices, fingerprint = [node.device for node in self.nodes], task.fingerprint
+        if len(set(devices)) < 2:
+            return np.zeros(len(self.edges), np.intp)
+        number = (fingerprint.tensor_options or task.network.tensor_options())[0].itemsize
+        whole = torch.long.itemsize
+        sizes = [math.prod(n.shape) * (whole if n.name in fingerprint.integers else number) for n in self.nodes]
+        apart = [devices[s] != devices[t] for s, t in zip(self.source.tolist(), self.target.tolist(), strict=True)]
+        return np.where(apart, np.array(sizes, np.intp)[self.source], 0)
 
     @staticmethod
     def _mask(names: Iterable[str], place: dict[str, int]) -> Mask:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
+import statistics
 from collections.abc import Collection
 from typing import TYPE_CHECKING
-
-import torch
 
 from pcsim.errors import PCError, SettingError
 from pcsim.graph.network import Network
@@ -102,4 +101,4 @@ def _largest(shown: Diagram, figure: FigureBase) -> Layout:
 
 
 def _mean_energy(box: Box) -> float:
-    return float(torch.stack([node.energy.detach().double().mean() for node in box.nodes]).mean())
+    return statistics.fmean(float(node.energy.detach().double().mean()) for node in box.nodes)
