@@ -139,7 +139,8 @@ def read(
     if size not in (None, batch):
         raise ClampError(f"batch={size} given, but {next(iter(sizes))!r} is clamped for {batch}; leave out batch=")
     like = next((clamp.value for clamp in fits.values() if clamp.value.is_floating_point()), None)
-    like = torch.empty(batch, dtype=dtype, device=device) if like is None else like
+    if like is None or like.device != device:  # whatever is clamped first, what is summed over nodes lies in one place
+        like = torch.empty(batch, dtype=dtype, device=device)
     return fits, like, _unread(fits, whole, dtype) if late else None
 
 

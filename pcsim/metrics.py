@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from pcsim.engine.problem import together
 from pcsim.errors import SettingError
 from pcsim.graph.network import Network
 from pcsim.trace import Trace
@@ -103,7 +104,7 @@ class RelaxedEnergy(Metric):
     def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
         """{"energy": 0-d}, in training at the weights after the update."""
         nodes = outcome.network.nodes.values()
-        return {"energy": torch.stack([node.energy_weight * node.energy.mean() for node in nodes]).sum()}
+        return {"energy": together([node.energy_weight * node.energy.mean() for node in nodes]).sum()}
 
 
 @attrs.frozen
@@ -120,7 +121,7 @@ class ErrorByLevel(Metric):
             if name in outcome.trace.levels:
                 norm = torch.linalg.vector_norm(outcome.network[name].error.flatten(1), dim=1).mean()
                 norms.setdefault(outcome.trace.levels[name], []).append(norm)
-        return {f"error_level_{level}": torch.stack(norms[level]).mean() for level in sorted(norms)}
+        return {f"error_level_{level}": together(norms[level]).mean() for level in sorted(norms)}
 
 
 def measure_all(metrics: Sequence[Metric], outcome: Outcome) -> dict[str, Tensor]:

@@ -499,12 +499,12 @@ class Trainer:
         if self.target is not None:
             named[self.target] = target_values(parts[1], network[self.target])
             self._choose_metrics(named[self.target])  # before it is moved to a device, from where reading it would wait
-        return {
-            name: tensor.to(
-                network[name].device or device, tensor.dtype if network[name].integers else dtype, non_blocking=True
-            )
-            for name, tensor in named.items()
-        }
+        moved = {}
+        for name, tensor in named.items():
+            where, kind = network[name].device or device, tensor.dtype if network[name].integers else dtype
+            # What comes to the CPU without waiting may be read before it is there.
+            moved[name] = tensor.to(where, kind, non_blocking=where.type != "cpu")
+        return moved
 
     def _choose_metrics(self, target: Tensor) -> None:
         """Measure the accuracy, too, where nobody has said what to measure and the targets are classes."""

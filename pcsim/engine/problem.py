@@ -187,7 +187,7 @@ def all_finite(norms: Sequence[Tensor], unread: Unread | None = None) -> bool:
         ClampError: a clamp is not finite.
     """
     sizes = [*norms, *(() if unread is None else unread.sizes)]
-    if not sizes or math.isfinite((sizes[0] if len(sizes) == 1 else _together(sizes).max()).item()):
+    if not sizes or math.isfinite((sizes[0] if len(sizes) == 1 else together(sizes).max()).item()):
         return True
     if unread is None:
         return False
@@ -195,8 +195,9 @@ def all_finite(norms: Sequence[Tensor], unread: Unread | None = None) -> bool:
     return all_finite(norms)
 
 
-def _together(sizes: Sequence[Tensor]) -> Tensor:
-    return torch.stack([size.to(sizes[0].device) for size in sizes])
+def together(numbers: Sequence[Tensor]) -> Tensor:
+    """Numbers, 0-d, wherever they lie, as one tensor, (numbers,), where the first does."""
+    return torch.stack([number.to(numbers[0].device) for number in numbers])
 
 
 @attrs.frozen(eq=False)

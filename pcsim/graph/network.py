@@ -149,8 +149,14 @@ class Network(nn.Module):
             The network itself, its parameters moved as by ``to()``: make optimizers afterwards.
 
         Raises:
-            GraphError: a node is not in the network, or what is given names no device; nothing is moved.
+            GraphError: a node is not in the network, or what is given names no device. Nothing is moved then, nor where
+                there is no room.
         """
+        if not isinstance(devices, Mapping) or not all(isinstance(node, str | Node) for node in devices):
+            raise GraphError(
+                f"place: {devices!r} given, expected a dictionary from nodes or their names to devices, such as "
+                "{'output': 'cuda:1'}"
+            )
         known = {node: node.device or self._lies_on(node) for node in self.nodes.values()}
         goals = known | {self._resolve(node): _device(node, device) for node, device in devices.items()}
         moved: list[tuple[Part, torch.device | None, torch.device]] = []
@@ -513,6 +519,8 @@ class Network(nn.Module):
 
 def _device(node: Node | str, device: torch.device | str) -> torch.device:
     try:
+        if device is None:
+            raise TypeError("None names none")
         return torch.empty(0, device=device).device  # with the number of what is named without one
     except Exception as error:  # of many kinds, if PyTorch has been built without it
         name = node if isinstance(node, str) else node.name

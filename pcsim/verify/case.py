@@ -118,14 +118,14 @@ class Case:
 def in_float64(
     network: Network, clamps: Clamps, relaxation: Relaxation | None = None, rule: LearningRule | None = None
 ) -> Case:
-    """A case on a float64 copy of the network, on which modules that draw random numbers are in evaluation mode.
+    """A case on a copy of the network in float64 on the CPU, whose modules that draw are in evaluation mode.
 
     Raises:
         SettingError: nothing is clamped.
     """
     if not clamps:
         raise SettingError("a check needs clamps: nothing is clamped, so the batch size is unknown")
-    own = copy.deepcopy(network).double()
+    own = copy.deepcopy(network).to("cpu").double()
     for part in (*own.nodes.values(), *own.edges.values()):
         if part.stochastic:
             part.eval()
@@ -137,8 +137,8 @@ def in_float64(
             raise SettingError(
                 f"clamp {name!r}: a stream given, but checks look at one state at a time; give one tensor"
             )
-        whole = value if name in own and own[name].integers is not None else value.double()
-        named[name] = (whole, mask[0]) if mask else whole
+        whole = value.cpu() if name in own and own[name].integers is not None else value.cpu().double()
+        named[name] = (whole, mask[0].cpu()) if mask else whole
     batch = len(given_value(next(iter(named.values()))))
     for name, constant in own.constants.items():
         named.setdefault(name, torch.full((batch, *own[name].shape), constant, dtype=torch.float64))

@@ -88,6 +88,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func not in (aten._to_copy.default, aten.copy_.default) and there:
         strangers = [tensor.device for tensor in tensors if not isinstance(tensor, Farther) and tensor.dim()]
         assert not strangers, f"{func} is given tensors on {device()} and on {strangers[0]}"
+    if func in (aten.cat.default, aten.stack.default):  # to which 0-d tensors of another device are as strange
+        assert len({tensor.device for tensor in args[0]}) == 1, f"{func} is given tensors on several devices"
     made = func(*tree_map_only(Farther, lambda tensor: tensor.held, args), **_held(kwargs))
     if func is aten.copy_.default:
         return args[0]

@@ -170,25 +170,50 @@ RELAXED = [
 ]
 
 
-@pytest.mark.parametrize(("relaxation", "rule"), RELAXED, ids=["settled", "forward", "arrival"])
-def test_only_what_the_plan_says_crosses(
-    relaxation: pcsim.Relaxation, rule: pcsim.LearningRule, crossing: Crossing
-) -> None:
-    net, clamps = chain_of("here", "there", "here", "there")
-    sim = pcsim.Simulator(net, relaxation, rule)
+SAID = [
+    *(("layers", rule) for rule in ("settled", "forward", "arrival", "errors", "held")),
+    *(("identity", rule) for rule in ("settled", "forward")),
+    *(("residual", rule) for rule in ("settled", "arrival")),
+    *((name, "settled") for name in ("energies", "tokens", "attention", "dropout", "images", "bilinear, by autograd")),
+]
+
+
+def around() -> pcsim.Network:
+    """An identity beside another edge, whose target is predicted again though the identity's source stays."""
+    net = pcsim.Network()
+    for name in ("input", "b", "c"):
+        net.add_node(name, (6,))
+    net.add_node("output", (3,))
+    for ends, module in ((("input", "b"), nn.Linear(6, 6)), (("input", "c"), None), (("b", "c"), nn.Linear(6, 6))):
+        net.add_edge(*ends, module)
+    net.add_edge("c", "output", nn.Linear(6, 3))
+    return net
+
+
+@pytest.mark.parametrize(("name", "rule"), SAID)
+def test_only_what_the_plan_says_crosses(name: str, rule: str, crossing: Crossing) -> None:
+    made = {"layers": lambda: pcsim.topologies.mlp([6, 8, 9, 3]), "identity": around}
+    net = placed({**made, **NETWORKS}[name]())
+    relaxation, learns = {**RULES, **RELAXATIONS}[rule]
+    clamps = {n: at(net, n, value) for n, value in batch_of(net, "cpu").items()}
+    sim = pcsim.Simulator(net, relaxation, learns)
     for _ in range(3):
         sim.infer(clamps)
         sim.compute_gradients()
-    program, steps = sim.program, sim.plan.sequence
-    before = crossing.bytes
+    program, sequence, said, taken = sim.program, sim.plan.sequence, crossed(sim), []
     with torch.no_grad():
-        for call in (call for step in steps for calls in program.calls[step] for call in calls):
-            call()
-        for operation in program.learning(len(steps)):
+        for number, step in enumerate(sequence):
+            program.at(number)
+            before = crossing.bytes
+            for call in (call for calls in program.calls[step] for call in calls):
+                call()
+            taken.append((crossing.bytes - before) // 4)
+        before = crossing.bytes
+        for operation in program.learning(len(sequence)):
             operation.call()
-    said = crossed(sim)
-    taken = [said[position] for position in _rows_of(sim)] if len(said) - 1 < len(steps) else said[:-1]
-    assert crossing.bytes - before == 4 * (sum(taken) + said[-1])
+    assert taken == [said[row] for row in _rows_of(sim)]
+    assert (crossing.bytes - before) // 4 == said[-1]
+    assert sum(said)
 
 
 def _rows_of(sim: pcsim.Simulator) -> list[int]:
@@ -346,6 +371,23 @@ def test_what_is_set_of_a_placed_node_goes_there() -> None:
 
 
 @pytest.mark.usefixtures("crossing")
+def test_checks_look_at_a_copy_on_the_cpu() -> None:
+    net, clamps = chain_of("here", "there", "here")
+    with farther.swapping():
+        verify.check_gradients(net, clamps, pcsim.Relaxation(3, 0.1), pcsim.SettledUpdate())
+        verify.check_locality(net, clamps, pcsim.Relaxation(3, 0.1))
+
+
+@pytest.mark.usefixtures("crossing")
+def test_what_is_summed_over_nodes_lies_where_the_weights_begin() -> None:
+    net, clamps = chain_of("there", "here", "there")
+    for order in (["input", "output"], ["output", "input"]):
+        trace = pcsim.Simulator(net).infer({name: clamps[name] for name in order}, record=True)
+        assert trace.energies is not None
+        assert trace.energies.device.type == "cpu"
+
+
+@pytest.mark.usefixtures("crossing")
 def test_a_plan_tells_of_its_own_run() -> None:
     net, clamps = chain_of("here", "there", "here")
     sim = pcsim.Simulator(net)
@@ -382,8 +424,12 @@ def test_what_cannot_be_placed_is_refused_and_nothing_moves() -> None:
     net = pcsim.topologies.mlp([6, 8, 3])
     with pytest.raises(GraphError, match="node 'hidden' is not in the network"):
         net.place({"hidden1": farther.device(), "hidden": "cpu"})
-    with pytest.raises(GraphError, match="place 'output': 'nowhere' given, expected a device"):
-        net.place({"hidden1": farther.device(), "output": "nowhere"})
+    for wrong in ("nowhere", None, "cuda:7"):
+        with pytest.raises(GraphError, match=f"place 'output': {wrong!r} given, expected a device"):
+            net.place({"hidden1": farther.device(), "output": wrong})  # type: ignore[dict-item]
+    for strange in (["hidden1"], {3: "cpu"}):
+        with pytest.raises(GraphError, match="expected a dictionary from nodes or their names to devices"):
+            net.place(strange)  # type: ignore[arg-type]
     assert {parameter.device.type for parameter in net.parameters()} == {"cpu"}
     assert net["hidden1"].device is None
 

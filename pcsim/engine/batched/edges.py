@@ -93,7 +93,7 @@ class EdgeMemory:
     def reads(self, activity: Activity, rows: Positions, operations: list[Operation], *, needed: bool = True) -> Cell:
         """What these edges read, where they are computed, with the operations that bring it there if it is needed."""
         names, place = named(self.names, rows), self.activity(activity, rows)
-        if self.crosses and self.trace is None:  # autograd takes a crossing in, as any other operation
+        if self.crosses:
             wanted = operations if needed else []
             return cross(read(place, wanted, names), self._arena, (self._key, "read", int(rows[0])), wanted, names)
         return read(place, operations, names) if needed else place.cell
@@ -106,7 +106,7 @@ class EdgeMemory:
 
     def sent(self, cell: Cell, operations: list[Operation], rows: Positions) -> Cell:
         """A message that lies in a cell where it was computed, where the sources are."""
-        if not self.crosses or self.trace is not None:
+        if not self.crosses:
             return cell
         return cross(cell, self.source.arena, (self._key, "sent"), operations, named(self.names, rows))
 

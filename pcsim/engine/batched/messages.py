@@ -122,7 +122,7 @@ def _send(
         delta, cell = delta_after(memory, operations, edge, rows, 0, dtype), edge.message_cell(0, rows)
         learns = bool(learn[memory.wiring.target[edge.group.positions[0]]])
         operations.append(Operation("message", partial(vjp, edge.trace, delta, [cell], learns), names))
-        goal.add(operations, "add message", cell, factor, names, over=over)
+        goal.add(operations, "add message", edge.sent(cell, operations, rows), factor, names, over=over)
         return
     delta = delta_after(memory, operations, edge, rows, 0, dtype)
     if not edge.chain:

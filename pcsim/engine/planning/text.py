@@ -71,10 +71,13 @@ def _crossing(plan: Plan, phase: Phase, hearing: Mask) -> dict[str, str]:
     total = 0
     for position in np.flatnonzero(size).tolist():
         sends, learns = bool((phase.message & hearing)[position]), bool(phase.learn[wiring.target[position]])
-        first = next(iter(edge_chain(wiring.edges[position]) or ()), None)
+        chain = edge_chain(wiring.edges[position])
+        first = next(iter(chain or ()), None)
+        # What an identity contributes is nowhere but at its source, from where each prediction brings it anew.
+        read = phase.predict[wiring.target[position]] if chain == [] else phase.refresh[position]
         reads = first is not None and sends and first.kernel.reads == "input"
         learns = first is not None and learns and any(p.requires_grad for p in first.module.parameters())
-        total += int(size[position]) * (int(phase.refresh[position]) + sends + reads + learns)
+        total += int(size[position]) * (int(read) + sends + reads + learns)
     return {"cross": f"{total:,} bytes a sample"}
 
 
