@@ -151,8 +151,8 @@ MUTANTS = (
     ),
     Mutant(
         "graph/node.py",
-        "start = torch.full(self.shape if precision.per_unit else (), math.log(precision.initial))",
-        "start = torch.full(self.shape if precision.per_unit else (), precision.initial)",
+        "start = torch.full(sizes, math.log(precision.initial), device=self.device)",
+        "start = torch.full(sizes, precision.initial, device=self.device)",
         "A learned precision starts at the exponential of what was asked for.",
     ),
     Mutant(
