@@ -17,6 +17,7 @@ from benchmarks.contender import (
     COMPILED,
     CPU,
     FLOOR,
+    GRAPHS,
     IMPLEMENTATIONS,
     LOOP,
     PEERS,
@@ -38,11 +39,15 @@ from benchmarks.variants import ARRIVAL, BACKPROP, CONSTANT, CONSTANT_INPUTS, SI
 from benchmarks.workloads import FULL_WIDTH, WORKLOADS, Chain, Graph, Workload, workloads
 
 TOO_LARGE = {
-    "W4": ((CONSTANT,), (BATCHED,)),
-    "W5": ((CONSTANT, SILENT, ARRIVAL, BACKPROP), (BATCHED, FLOOR, BACKPROP_LOOP)),
-    **dict.fromkeys(FULL_WIDTH, ((CONSTANT, SILENT, ARRIVAL, BACKPROP), (BATCHED, BACKPROP_LOOP, COMPILED))),
+    "W4": ((CONSTANT,), (BATCHED, GRAPHS)),
+    "W5": ((CONSTANT, SILENT, ARRIVAL, BACKPROP), (BATCHED, GRAPHS, FLOOR, BACKPROP_LOOP)),
+    **dict.fromkeys(FULL_WIDTH, ((CONSTANT, SILENT, ARRIVAL, BACKPROP), (BATCHED, GRAPHS, BACKPROP_LOOP, COMPILED))),
 }
 """Variants and implementations that are run on workloads on which the others would take minutes a step."""
+
+
+LEFT_OUT = (COMPILED, GRAPHS)
+"""Unless they are asked for: compiling takes longer than all the rest, and graphs are for CUDA devices."""
 
 
 def parsed(given: Sequence[str] | None) -> argparse.Namespace:
@@ -53,7 +58,7 @@ def parsed(given: Sequence[str] | None) -> argparse.Namespace:
         "--workloads", nargs="+", choices=groups, default=groups, metavar="NAME", help=", ".join(groups)
     )
     for option, names in (("--variants", tuple(VARIANTS)), ("--implementations", IMPLEMENTATIONS)):
-        default = [name for name in names if name != COMPILED]  # compiling takes longer than all the rest
+        default = [name for name in names if name not in LEFT_OUT]
         parser.add_argument(option, nargs="+", choices=names, default=default, metavar="NAME", help=", ".join(names))
     parser.add_argument("--rounds", type=int, help="timed steps of each; 20 by default")
     parser.add_argument("--threads", type=int, default=2, help="that each may use; 2 by default")
@@ -75,7 +80,7 @@ def contenders(workload: Workload, options: argparse.Namespace) -> list[Contende
     variants, wanted = chosen(workload, options)
     found: list[Contender] = []
     for variant in variants:
-        engines = [name for name in (BATCHED, REFERENCE) if name in wanted]
+        engines = [name for name in (BATCHED, GRAPHS, REFERENCE) if name in wanted]
         found += [simulated(workload, variant, name, options.device) for name in engines]
         for layout in () if isinstance(workload, Graph) else layouts(workload, options.device):
             assert not isinstance(workload, Graph)

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-BATCHED, REFERENCE = "pcsim-batched", "pcsim-reference"
+BATCHED, REFERENCE, GRAPHS = "pcsim-batched", "pcsim-reference", "pcsim-graphs"
+"""The engines; the last is the batched one with CUDA graphs."""
 LOOP, BACKPROP_LOOP, COMPILED, FLOOR = "torch-loop", "torch-backprop", "torch-compile", "floor"
 PEERS = {
     "pcx": "benchmarks.peer_pcx",
@@ -18,7 +19,7 @@ PEERS = {
 """Module that builds each peer's training step, by its name."""
 PEERS_OF_INPUTS = ("pydeepity",)
 """Peers whose latents are the inputs of activations."""
-IMPLEMENTATIONS = (BATCHED, REFERENCE, LOOP, BACKPROP_LOOP, COMPILED, FLOOR, *PEERS)
+IMPLEMENTATIONS = (BATCHED, REFERENCE, GRAPHS, LOOP, BACKPROP_LOOP, COMPILED, FLOOR, *PEERS)
 CPU = torch.device("cpu")
 PROCESS_COUNTED = (BATCHED, LOOP, BACKPROP_LOOP)
 """Implementations whose memory is measured in a process of their own."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import command, parts
-from benchmarks.contender import BACKPROP_LOOP, BATCHED, COMPILED, LOOP
+from benchmarks.contender import BACKPROP_LOOP, BATCHED, COMPILED, GRAPHS, LOOP
 from benchmarks.peers import ROOT
 from benchmarks.rows import Row, save
 from benchmarks.table import aligned, time_table
@@ -41,6 +41,7 @@ KEPT_FOR_STARTING = 0.25
 SECONDS_TO_END = 3.0
 """Of a process that sends no more rows, before it is stopped."""
 NEEDED_BY_TESTS = ("pytest", "hypothesis", "sklearn")
+TEST_FILES = ("tests/test_devices.py", "tests/test_playback.py")
 QUICK_TESTS = "chain or vgg-forward or names or reads or goes_on or failures"
 FAILED, LATE = "failed", "stopped for want of time"
 
@@ -60,7 +61,8 @@ def parsed(given: Sequence[str] | None) -> argparse.Namespace:
     threads = own.threads or (1 if own.quick else 2)
     shared = ["--device", own.device, "--threads", str(threads), "--no-memory", *(["--quick"] if own.quick else [])]
     shared += ["--variants", *(variant.name for variant in (CONSTANT, SILENT, ARRIVAL, INCREMENTAL, BACKPROP))]
-    options = command.parsed([*shared, "--implementations", BATCHED, LOOP, BACKPROP_LOOP, COMPILED])
+    graphs = [GRAPHS] if torch.device(own.device).type == "cuda" else []
+    options = command.parsed([*shared, "--implementations", BATCHED, *graphs, LOOP, BACKPROP_LOOP, COMPILED])
     options.json = own.json
     return options
 
@@ -70,7 +72,7 @@ def tested(options: argparse.Namespace, seconds: float) -> str:
     missing = [name for name in NEEDED_BY_TESTS if importlib.util.find_spec(name) is None]
     if missing:
         return f"not run: {', '.join(missing)} missing; pip install -e '.[test]'"
-    arguments = ["-q", "-m", "device", "--device", str(options.device), "tests/test_devices.py", "-o", "addopts="]
+    arguments = ["-q", "-m", "device", "--device", str(options.device), *TEST_FILES, "-o", "addopts="]
     arguments += ["-p", "no:cacheprovider", *(["-k", QUICK_TESTS] if options.quick else [])]
     try:
         done = subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, timeout=seconds, check=False)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn, optim
 
 import pcsim
-from benchmarks.contender import BATCHED, CPU, REFERENCE, Local
+from benchmarks.contender import BATCHED, CPU, GRAPHS, REFERENCE, Local
 from benchmarks.full_width import topology_and_data
 from benchmarks.plain import activations
 from benchmarks.variants import MULTIPLIER_RATE, Variant
 from benchmarks.workloads import WEIGHT_RATE, Chain, Graph, Problem, Topology, Workload, make_problem
 
-ENGINES = {BATCHED: "batched", REFERENCE: "reference"}
+ENGINES: dict[str, str | Callable[[pcsim.Network], pcsim.Engine]] = {
+    BATCHED: "batched",
+    REFERENCE: "reference",
+    GRAPHS: partial(pcsim.BatchedEngine, cuda_graphs=True),
+}
 RULES: dict[str, Callable[[], pcsim.LearningRule]] = {
     "settled": pcsim.SettledUpdate,
     "forward": pcsim.ForwardUpdate,

@@ -81,6 +81,7 @@ NEAREST = {
     "engine/local_rules": ("by_hand", "closed_forms", "engines", "error_coordinates", "streams"),
     "engine/batched/program": ("engines", "own_rules", "streams", "error_coordinates", "any_order", "closed_forms"),
     "engine/batched/operations": ("kernels", "engines"),
+    "engine/batched/playback": ("playback",),
     "engine": ("engines", "streams", "error_coordinates", "any_order", "closed_forms"),
     "simulator": ("errors", "by_hand", "nudging", "contract", "any_order", "engines", "closed_forms"),
     "clamps": ("errors", "graph", "closed_forms", "integers", "streams"),
@@ -781,8 +782,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/program.py",
-        "counts = relaxation.temperature > 0 or relaxation.multipliers > 0",
-        "counts = relaxation.multipliers > 0",
+        '"noise is drawn (temperature)": relaxation.temperature > 0,',
+        '"noise is drawn (temperature)": False,',
         "All steps draw the same noise.",
     ),
     Mutant(
@@ -1834,6 +1835,54 @@ MUTANTS = (
         "if not phase.learn.any() or (self._task.learns_each_step and not self._task.rule.usual):",
         "if not phase.learn.any():",
         "A rule of a user's own is not asked at every step.",
+    ),
+    Mutant(
+        "engine/batched/playback.py",
+        "            cell.tensor = left\n",
+        "            pass\n",
+        "What follows a run that was played back finds what another has left.",
+    ),
+    Mutant(
+        "engine/batched/playback.py",
+        "            saved.update(kept)\n",
+        "            pass\n",
+        "Kernels find what they have kept of another run than the one that was played back.",
+    ),
+    Mutant(
+        "engine/batched/playback.py",
+        "        if addresses != self._addresses:\n",
+        "        if not self._addresses:\n",
+        "A run is played back on weights that lie elsewhere since.",
+    ),
+    Mutant(
+        "engine/batched/playback.py",
+        "if self.refused or self._latest is None or moved:",
+        "if self.refused or self._latest is None:",
+        "Learning is played back on weights that lie elsewhere since the run.",
+    ),
+    Mutant(
+        "engine/batched/playback.py",
+        "if kept is None or kept.shape != tensor.shape:",
+        "if kept is None:",
+        "A mask by unit is kept in the place of one by sample.",
+    ),
+    Mutant(
+        "engine/batched/playback.py",
+        "self._play(stage, work, self._latest.later)",
+        "self._play(stage, work, self._captured)",
+        "Learning is played back after a run that was not.",
+    ),
+    Mutant(
+        "engine/batched/playback.py",
+        "attrs.evolve(batch, clamps=clamps, precision=precision)",
+        "attrs.evolve(batch, clamps=clamps)",
+        "Every trial has the precisions of the one that was captured.",
+    ),
+    Mutant(
+        "engine/batched/playback.py",
+        "self._found.update(_copies(played.gradients))",
+        "self._found.update(played.gradients)",
+        "Gradients that the caller keeps are overwritten by the next batch.",
     ),
     Mutant(
         "graph/network.py",

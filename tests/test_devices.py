@@ -7,7 +7,7 @@ is marked ``device`` runs on the device that ``--device`` names.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -362,16 +362,6 @@ def test_values_that_are_not_given_are_the_same(reads_late: None, monkeypatch: p
 
 
 # On the device that --device names
-
-
-@pytest.fixture
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """Single precision of the device is that of IEEE, so that it can be compared."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-        yield torch.device(request.config.getoption("--device"))
-    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.device

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from operator import attrgetter
 
@@ -57,6 +56,10 @@ class BatchedEngine(Engine):
         message_dtype: a lower precision for the products in messages, such as ``torch.bfloat16``; None for that of
             the network. Predictions and latents are never rounded: an error is a small difference of the two, and
             rounding either to 8 bits would leave little of it, while a message only has to point downhill.
+        cuda_graphs: let a CUDA device capture what a batch's runs consist of, and play it back from the third batch of
+            a kind on, so that the CPU queues one call in place of hundreds. Not for programs that autograd computes a
+            part of, that draw random numbers in modules, or that do something between two steps, such as recording:
+            a warning, and ``print(sim.program)``, say why.
         products: which of PyTorch's libraries multiplies the matrices of linear maps, and takes hyperbolic tangents, in
             float32 on a CPU: ``"torch"``, its own way; ``"onednn"``; or ``"auto"``, oneDNN where it is known to be the
             faster.
@@ -78,6 +81,7 @@ class BatchedEngine(Engine):
         lasting_errors: bool = True,
         direct_moves: bool = True,
         message_dtype: torch.dtype | None = None,
+        cuda_graphs: bool = False,
         products: Products = "auto",
     ) -> None:
         super().__init__(network)
@@ -86,7 +90,11 @@ class BatchedEngine(Engine):
         self._products: Products = products
         self._plan_options = {"leave_out": leave_out, "lasting_errors": lasting_errors}
         self._stacking, self._message_dtype = stacking, message_dtype
-        self._program_options = {"direct_moves": direct_moves, "message_dtype": message_dtype}
+        self._program_options = {
+            "direct_moves": direct_moves,
+            "message_dtype": message_dtype,
+            "cuda_graphs": cuda_graphs,
+        }
         self._programs: dict[tuple[object, ...], _Turns] = {}
         self._latest: tuple[State, Program] | None = None
         self._versions: list[int] = []
@@ -100,8 +108,7 @@ class BatchedEngine(Engine):
         program = self._program(task, batch)
         with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
             program.load(batch)
-            for operation in program.start:
-                operation.call()
+            program.start_forward()
             values = program.state(batch, 0).value
             return {name: value.clone(memory_format=torch.contiguous_format) for name, value in values.items()}
 
@@ -117,15 +124,12 @@ class BatchedEngine(Engine):
         recorded, probed = [], list[Probed]()
         with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
             program.load(batch)
-            for operation in program.start:
-                operation.call()
             steps, sequence = 0, program.plan.sequence
             if program.uninterrupted:
-                # A call of a small operation takes a seventh less than where autograd has only been told to stay out.
-                with torch.inference_mode() if program.native else nullcontext():
-                    for call in program.all_calls():
-                        call()
+                program.relax()
                 steps, sequence = len(sequence), []
+            else:
+                program.start_forward()
             for steps, position in enumerate(sequence, start=1):
                 program.at(steps - 1)
                 predictions, update = program.calls[position]
@@ -150,9 +154,10 @@ class BatchedEngine(Engine):
                     break
                 program.largest.update = 0.0
             program.largest.update = 0.0
-            program.close(steps)
-            if steps and program.judge(steps - 1):
+            if not program.uninterrupted:
                 program.close(steps)
+                if steps and program.judge(steps - 1):
+                    program.close(steps)
             if not program.finite(steps):
                 raise self._divergence(program, batch, steps)
             state = program.state(batch, steps)
@@ -176,8 +181,7 @@ class BatchedEngine(Engine):
                 learning = plan.learning(state.steps).learn
                 names = [node.name for node, learns in zip(plan.wiring.nodes, learning, strict=True) if learns]
                 return local_rules.gradients(local_rules.learned_from(state), names)
-            for operation in program.learning(state.steps):
-                operation.call()
+            program.learn(state.steps)
             gradients = {**program.found()}
             for parameter, gradient in state.learned.items():
                 gradients[parameter] = gradient + gradients[parameter] if parameter in gradients else gradient.clone()

@@ -114,8 +114,10 @@ def measured(programs: Sequence[Program], steps: int, measure: Measure) -> Itera
         return "learning" if operation.name.startswith("gradient") else "messages"
 
     before = [(program.start, program.calls, program.end, program.learning(steps)[:]) for program in programs]
+    refused = [program.playback.refused for program in programs]
     try:
         for program in programs:
+            program.playback.refused = "each operation is measured by itself"
             program.start = [watched("start", operation) for operation in program.start]
             program.calls = [
                 (
@@ -129,6 +131,7 @@ def measured(programs: Sequence[Program], steps: int, measure: Measure) -> Itera
         yield (result := [])
         result += [each for each in found.values() if each.calls or each.bytes]
     finally:
-        for program, (start, calls, end, learning) in zip(programs, before, strict=True):
+        for program, (start, calls, end, learning), why in zip(programs, before, refused, strict=True):
+            program.playback.refused = why
             program.start, program.calls, program.end = start, calls, end
             program.learning(steps)[:] = learning

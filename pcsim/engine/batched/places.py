@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from types import BuiltinFunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 from pcsim.engine.kernels.products import FILLING, Products
 from pcsim.engine.planning.wiring import Positions
 
+Kept = TypeVar("Kept")
 _OUTPUTS = {"out", "grad_input"}
 """By which torch's functions call what they fill."""
 
@@ -78,6 +79,10 @@ class Arena:
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
+
+    def all_of(self, kind: type[Kept]) -> list[Kept]:
+        """All of a kind that is kept here."""
+        return [kept for kept in self._kept.values() if isinstance(kept, kind)]
 
     def cell(self, key: Hashable, shape: Callable[[], tuple[int, ...]], *, filled: bool) -> Cell:
         """The cell under a key: of a fixed tensor (batch, *shape) where all that is left there is written into one.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cached_property, partial
 from itertools import chain
 
@@ -18,6 +19,7 @@ from pcsim.engine.batched.groups import Groups
 from pcsim.engine.batched.memory import Memory
 from pcsim.engine.batched.nodes import NodeMemory
 from pcsim.engine.batched.places import Arena, Cell, Operation, named, read, runs_of
+from pcsim.engine.batched.playback import GRAPHS, Playback
 from pcsim.engine.batched.predict import form, nudge, predict
 from pcsim.engine.batched.weights import Stack
 from pcsim.engine.planning.liveness import Phase
@@ -27,6 +29,7 @@ from pcsim.engine.probe import Probed
 from pcsim.engine.problem import Batch, Gradients, Record, State, Values, all_finite, free_energies, record
 from pcsim.engine.rates import Rates
 from pcsim.graph.statistics import frozen_statistics
+from pcsim.messages import listed
 
 FIRST: Positions = np.zeros(1, np.intp)
 
@@ -41,6 +44,7 @@ class Program:
         direct_moves: add messages straight to values where nothing reads them before the step is over (1.0 to 1.22
             times as fast); False gathers them first.
         message_dtype: of the products in messages; None for that of the values.
+        cuda_graphs: let the device capture what runs consist of, and play it back.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Program:
         *,
         direct_moves: bool = True,
         message_dtype: torch.dtype | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self.plan, self.groups = plan, groups
         self._task, self._wiring = plan.task, plan.wiring
@@ -60,10 +65,7 @@ class Program:
         self._writes_first = self._direct and not (self._task.record or self._task.probes)
         self._found = Found()
         self.largest = messages.Largest()
-        relaxation, record = self._task.relaxation, self._task.record
-        stops = relaxation.tolerance is not None or relaxation.least_rate is not None
-        counts = relaxation.temperature > 0 or relaxation.multipliers > 0
-        self.uninterrupted = not (record or stops or counts or self._watches or self._task.learns_each_step)
+        self.uninterrupted = not self._between_steps
         """Whether nothing happens between two steps."""
         self.start = self._compile_start()
         if self.uninterrupted and self._direct:
@@ -86,6 +88,10 @@ class Program:
         self._learning: dict[int, list[Operation]] = {}
         self._stacks: list[Stack] = []
         self._find_stacks()
+        self.playback = Playback(arena, self._found, self._task.network, asked=cuda_graphs)
+        """What the stages of a run go through, to be played back where the device can."""
+        if cuda_graphs and (refused := self._uncaptured(arena.device)):
+            self.playback.refuse(refused)
 
     def _find_stacks(self) -> None:
         """Stacked weights are known once the operations that read them are."""
@@ -106,6 +112,36 @@ class Program:
         return plain and gaussian and not (read_late or given)
 
     @property
+    def _between_steps(self) -> list[str]:
+        """What is done between two steps."""
+        relaxation, task = self._task.relaxation, self._task
+        kinds = {
+            "energies are recorded": task.record,
+            "single nodes are recorded": task.probes,
+            "frames follow each other": task.streams,
+            "the weights learn": task.learns_each_step,
+            "a tolerance may stop the relaxation": relaxation.tolerance is not None,
+            "a step may be taken back (least_rate)": relaxation.least_rate is not None,
+            "noise is drawn (temperature)": relaxation.temperature > 0,
+            "multipliers grow": relaxation.multipliers > 0,
+        }
+        return [kind for kind, there in kinds.items() if there]
+
+    def _uncaptured(self, device: torch.device) -> str:
+        """Why a device cannot play back what this program calls; "" where it can."""
+        parts: list[EdgeMemory | NodeMemory] = [*self._memory.edges, *self._memory.nodes]
+        traced = [part.names[0] for part in parts if part.trace is not None]
+        if device.type not in GRAPHS:
+            return f"they are for {listed(GRAPHS)}, and the network is on {device.type!r}"
+        if self._between_steps:
+            return f"something happens between two steps: {', '.join(self._between_steps)}"
+        if any(edge.crosses for edge in self._memory.edges):
+            return "the network lies on several devices"
+        if self._task.fingerprint.stochastic:
+            return "a module may draw random numbers"
+        return f"autograd computes {listed(traced, 3)}" if traced else ""
+
+    @property
     def _watches(self) -> bool:
         """Whether values are looked at, or given anew, between two steps."""
         return bool(self._task.probes or self._task.streams)
@@ -118,6 +154,8 @@ class Program:
 
     def load(self, batch: Batch) -> None:
         """Take over what a new batch gives: clamps, masks, the seed of random draws; and the present weights."""
+        if not self.playback.refused:
+            batch = self.playback.hold(batch)
         self._memory.batch, self._memory.step = batch.at(0), 0
         relaxation = self._task.relaxation
         self._memory.rates = None if relaxation.least_rate is None else Rates(relaxation, batch)
@@ -318,10 +356,35 @@ class Program:
         for stack in self._stacks:
             stack.bring_learned(learned)
 
-    def all_calls(self) -> Iterator[Callable[[], object]]:
-        """What all steps call, in order."""
+    def start_forward(self) -> None:
+        """Take the forward pass (SPEC §2, Start)."""
+        self.playback.run(("start", self._memory.at_hand().nudge), self._start_forward)
+
+    def _start_forward(self) -> None:
+        for operation in self.start:
+            operation.call()
+
+    def relax(self) -> None:
+        """Take the forward pass and all steps, where nothing happens between two."""
+        self.playback.run(("relax", self._memory.at_hand().nudge), self._relax)
+
+    def _relax(self) -> None:
+        self._start_forward()
         steps = chain.from_iterable(map(self.calls.__getitem__, self.plan.sequence))
-        return chain(chain.from_iterable(steps), (each.call for each in self.end))
+        # A call of a small operation takes a seventh less than where autograd has only been told to stay out.
+        with torch.inference_mode() if self.native else nullcontext():
+            for call in chain(chain.from_iterable(steps), (each.call for each in self.end)):
+                call()
+        self.close(len(self.plan.sequence))
+
+    def learn(self, steps: int) -> None:
+        """Compute the learning rule's gradients after so many steps."""
+        self.learning(steps)  # compiled before it is captured
+        self.playback.go_on(("learn", steps), partial(self._learn_after, steps))
+
+    def _learn_after(self, steps: int) -> None:
+        for operation in self.learning(steps):
+            operation.call()
 
     def at(self, step: int) -> None:
         """Say which step is being taken, and show its frames."""
@@ -513,7 +576,13 @@ class Program:
         )
 
     def __str__(self) -> str:
-        lines = [str(self.groups), "start:", *self._stacked(), *(f"  {each}" for each in self.start)]
+        lines = [
+            str(self.groups),
+            *self._told_of_playback(),
+            "start:",
+            *self._stacked(),
+            *(f"  {each}" for each in self.start),
+        ]
         first = 0
         for last, position in enumerate(self.plan.sequence):
             if last + 1 < len(self.plan.sequence) and self.plan.sequence[last + 1] == position:
@@ -526,6 +595,12 @@ class Program:
         if not self._task.learns_each_step:
             lines += ["learn:", *(f"  {each}" for each in self.learning(len(self.plan.sequence)))]
         return "\n".join(lines)
+
+    def _told_of_playback(self) -> list[str]:
+        if not self.playback.asked:
+            return []
+        why = self.playback.refused
+        return [f"CUDA graphs: none, since {why}" if why else "CUDA graphs: played back by the device"]
 
     def _stacked(self) -> list[str]:
         edges = self._memory.edges

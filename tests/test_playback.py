@@ -1,0 +1,307 @@
+"""CUDA graphs without a GPU: a stand-in that keeps to their rules plays back what every program calls.
+
+As a device does, it captures operations in place of computing them, computes them again on the tensors that they had,
+and refuses what a device cannot capture: numbers that are read from it, or brought to it from the host.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import pcsim
+from pcsim.engine.batched import playback
+from pcsim.engine.kernels import kernel as kernels
+from pcsim.errors import DivergenceError
+from tests.test_devices import CASES, NETWORKS, RELAXATIONS, RULES, batch_of
+
+aten = torch.ops.aten
+UNCAPTURED = (aten._local_scalar_dense.default, aten.lift_fresh.default, aten.scalar_tensor.default)
+"""What reads a number from a device, or brings one there."""
+
+
+class StandIn(TorchDispatchMode):
+    """A device's graph on the CPU: what it captures leaves no trace, and what it makes holds nothing until replayed."""
+
+    made: list[StandIn] = []  # noqa: RUF012 - emptied by the fixture
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        assert device.type == "cpu"
+        self._calls: list[tuple[Any, Any, Any, Any]] = []
+        self.replays = 0
+        self.made.append(self)
+
+    def capture(self, work: Callable[[], object]) -> None:
+        with self:
+            work()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in UNCAPTURED:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        named = {**dict(zip((each.name for each in func._schema.arguments), args, strict=False)), **kwargs}
+        written = [each.name for each in func._schema.arguments if each.alias_info and each.alias_info.is_write]
+        leaves = [leaf for name in written for leaf in tree_leaves(named.get(name)) if leaf is not None]
+        before = [(tensor, tensor.clone()) for tensor in leaves]
+        made = func(*args, **kwargs)
+        for tensor, content in before:
+            tensor.copy_(content)
+        there = {tensor.untyped_storage().data_ptr() for tensor in given}
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in there:
+                tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
+        self._calls.append((func, args, kwargs, made))
+        return made
+
+    def replay(self) -> None:
+        self.replays += 1
+        for func, args, kwargs, made in self._calls:
+            for kept, new in zip(tree_leaves(made), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(kept, Tensor) and kept.data_ptr() != new.data_ptr():
+                    kept.copy_(new)
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[StandIn]]:
+    monkeypatch.setitem(playback.GRAPHS, "cpu", StandIn)
+    StandIn.made.clear()
+    yield StandIn.made
+    StandIn.made.clear()
+
+
+# What is played back is what is called
+
+BETWEEN = {
+    "incremental": "the weights learn",
+    "sampling": "noise is drawn (temperature)",
+    "multipliers": "multipliers grow",
+}
+BY_AUTOGRAD = ("cyclic", "tokens", "attention", "resnet", "bilinear, by autograd")
+
+
+def reason(network: str, rule: str) -> str:
+    """Why a program is not captured."""
+    if rule in BETWEEN:
+        return f"something happens between two steps: {BETWEEN[rule]}"
+    return "autograd computes" if network in BY_AUTOGRAD else "a module may draw" if network == "dropout" else ""
+
+
+def doubles(clamps: dict[str, Tensor], more: float = 0.0) -> dict[str, Tensor]:
+    return {name: v.double() + more if v.is_floating_point() else v for name, v in clamps.items()}
+
+
+def simulator(net: pcsim.Network, *rules: Any, graphs: bool, **options: Any) -> pcsim.Simulator:
+    return pcsim.Simulator(net, *rules, engine=partial(pcsim.BatchedEngine, cuda_graphs=graphs), **options)
+
+
+@pytest.mark.device
+@pytest.mark.filterwarnings("ignore::pcsim.PCWarning")
+@pytest.mark.parametrize(("network", "rule"), CASES)
+def test_what_is_played_back_is_what_is_called(
+    network: str, rule: str, device: torch.device, stand_in: list[StandIn]
+) -> None:
+    left = []
+    for graphs in (False, True):
+        torch.manual_seed(0)
+        net, (relaxation, learns) = NETWORKS[network]().double().to(device), {**RULES, **RELAXATIONS}[rule]
+        sim, found = simulator(net, relaxation, learns, graphs=graphs), list[Tensor]()
+        optimizer = SGD(net.parameters(), lr=1e-3)
+        for number in range(7):
+            clamps = doubles(batch_of(net, device), 0.1 * number)
+            sim.update(clamps, optimizer)
+            found += [node.value.clone() for node in net.nodes.values()]
+            found += [node.error.clone() for node in net.nodes.values() if node.incoming]
+            found += [value.clone() for value in sim.predict({"input": clamps["input"]}).values()]
+        left.append([*found, *net.state_dict().values()])
+        assert graphs or not stand_in
+    for called, played in zip(*left, strict=True):
+        torch.testing.assert_close(played, called, rtol=0 if device.type == "cpu" else 1e-9, atol=1e-12)
+    why = reason(network, rule)
+    told = str(sim.program)
+    assert f"none, since {why}" in told if why else "played back by the device" in told
+    if not why and device.type == "cpu":
+        assert sum(graph.replays for graph in stand_in) >= 5 + 3 + 5  # relaxations, learning, predictions
+        assert not any(graph.replays == 0 for graph in stand_in)
+
+
+def same_either_way(run: Callable[[bool], list[Tensor]], stand_in: list[StandIn], *, replays: int) -> None:
+    """What a run leaves is the same with and without graphs, which have been replayed so often at least."""
+    torch.manual_seed(0)
+    called = run(False)
+    assert not stand_in
+    torch.manual_seed(0)
+    played = run(True)
+    assert sum(graph.replays for graph in stand_in) >= replays
+    for one, other in zip(called, played, strict=True):
+        assert torch.equal(one, other)
+
+
+def hidden(net: pcsim.Network) -> list[Tensor]:
+    return [net[name].value.clone() for name in ("hidden1", "hidden2")]
+
+
+RELAXATION = pcsim.Relaxation(5, 0.3)
+
+
+def test_what_is_given_changes_from_batch_to_batch(stand_in: list[StandIn]) -> None:
+    """Masks, also of another shape, and precisions trial by trial."""
+
+    def run(graphs: bool) -> list[Tensor]:
+        net, found = pcsim.topologies.mlp([6, 8, 8, 3]), list[Tensor]()
+        sim = simulator(net, RELAXATION, graphs=graphs)
+        for number in range(12):
+            shape = (4, 3) if number % 2 == 0 or number < 4 else (3,)
+            clamps = {"input": torch.randn(4, 6), "output": (torch.randn(4, 3), torch.rand(shape) < 0.5)}
+            sim.infer(clamps, precision={"hidden1": 0.5 + torch.rand(4)})
+            found += [*hidden(net), net["output"].value.clone()]
+        return found
+
+    # Of twelve the first two of each program are called; whenever the shape differs it is captured anew.
+    same_either_way(run, stand_in, replays=10)
+
+
+def test_centred_nudging(stand_in: list[StandIn]) -> None:
+    def run(graphs: bool) -> list[Tensor]:
+        net = pcsim.topologies.mlp([6, 8, 8, 3])
+        sim = simulator(net, RELAXATION, graphs=graphs, nudging=pcsim.Nudging(0.5, centred=True))
+        optimizer = SGD(net.parameters(), lr=0.1)
+        for _ in range(8):
+            sim.update({"input": torch.randn(4, 6), "output": torch.randn(4, 3)}, optimizer)
+        return [*hidden(net), *net.state_dict().values()]
+
+    same_either_way(run, stand_in, replays=24)
+
+
+@pytest.mark.parametrize("how", ["data", "assign"])
+def test_weights_that_are_put_elsewhere(how: str, stand_in: list[StandIn]) -> None:
+    def run(graphs: bool) -> list[Tensor]:
+        net, found = pcsim.topologies.mlp([6, 8, 8, 3]), list[Tensor]()
+        sim = simulator(net, RELAXATION, graphs=graphs)
+        for number in range(12):
+            sim.infer({"input": torch.randn(4, 6), "output": torch.randn(4, 3)})
+            if number == 6 and how == "assign":
+                net.load_state_dict({name: 2 * tensor for name, tensor in net.state_dict().items()}, assign=True)
+            elif number == 6:
+                for parameter in net.parameters():
+                    parameter.data = 2 * parameter.data
+            found += hidden(net)
+            if how == "data" or number != 6:
+                found += sim.gradients().values()
+        return found
+
+    same_either_way(run, stand_in, replays=19 if how == "data" else 15)
+
+
+@pytest.mark.filterwarnings("ignore:cuda_graphs.*energies are recorded")
+def test_gradients_are_the_callers_own(stand_in: list[StandIn]) -> None:
+    """Asked for twice, before and after other runs, and of a run whose weights have moved since."""
+
+    def run(graphs: bool) -> list[Tensor]:
+        net, found = pcsim.topologies.mlp([6, 8, 8, 8, 3]), list[Tensor]()
+        sim = simulator(net, pcsim.Relaxation(6, 0.5, precision=pcsim.Spiking.for_rate(0.5)), pcsim.ArrivalUpdate(),
+                        graphs=graphs)  # fmt: skip
+        optimizer = SGD(net.parameters(), lr=0.1)
+        for number in range(9):
+            sim.infer({"input": torch.randn(4, 6), "output": torch.randn(4, 3)}, record=number == 5)
+            if number % 3:
+                sim.infer({"input": torch.randn(4, 6), "output": torch.randn(4, 3)})
+            found += [*sim.gradients().values()]
+            sim.learn(optimizer)
+            found += [*sim.gradients().values()]
+        return found
+
+    same_either_way(run, stand_in, replays=19)
+
+
+class Reading(kernels.Kernel[nn.Softsign]):
+    """A kernel that reads a number on the host."""
+
+    def forward(self, call: kernels.Call, value: Tensor, out: Tensor | None = None) -> Tensor:
+        return value / (1 + value.abs()) if value.abs().max().item() > 0 else value
+
+    def message(
+        self, call: kernels.Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None
+    ) -> Tensor:
+        return delta / (1 + value.abs()).square()
+
+
+def test_what_cannot_be_captured_is_called(stand_in: list[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_KERNELS", dict(kernels._KERNELS))
+    kernels.register(nn.Softsign, Reading())
+
+    def network() -> pcsim.Network:
+        torch.manual_seed(0)
+        net = pcsim.Network()
+        net.add_node("input", (6,))
+        net.add_node("hidden", (8,), transfer=nn.Softsign())
+        net.add_node("output", (3,))
+        net.add_edge("input", "hidden", nn.Linear(6, 8))
+        net.add_edge("hidden", "output", nn.Linear(8, 3))
+        return net
+
+    called, played = network(), network()
+    sims = [simulator(net, RELAXATION, graphs=net is played) for net in (called, played)]
+    for number in range(6):
+        clamps = batch_of(called, "cpu")
+        for sim in sims:
+            if number in (2, 3) and sim.network is played:  # the third batch of a kind is the second of its program
+                with pytest.warns(pcsim.PCWarning, match=r"cuda_graphs: operations are queued one.*not permitted"):
+                    sim.update(clamps, SGD(sim.network.parameters(), lr=0.1))
+            else:
+                sim.update(clamps, SGD(sim.network.parameters(), lr=0.1))
+        for one, other in zip(called.state_dict().values(), played.state_dict().values(), strict=True):
+            assert torch.equal(one, other)
+    assert "none, since an operation cannot be captured: operation not permitted" in str(sims[1].program)
+
+
+def test_no_graphs_where_the_device_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(playback.GRAPHS, "cpu")
+    net = pcsim.topologies.mlp([6, 8, 3])
+    with pytest.warns(
+        pcsim.PCWarning, match="queued one by one, since they are for 'cuda', and the network is on 'cpu'"
+    ):
+        simulator(net, RELAXATION, graphs=True).infer(batch_of(net, "cpu"))
+
+
+def test_a_failed_batch_leaves_what_the_last_one_left(stand_in: list[StandIn]) -> None:
+    net = pcsim.topologies.mlp([6, 8, 8, 3])
+    sim, clamps = simulator(net, RELAXATION, graphs=True), batch_of(net, "cpu")
+    for _ in range(5):
+        sim.infer(clamps)
+    before = hidden(net)
+    with pytest.raises(DivergenceError):
+        sim.infer({**clamps, "output": 1e30 * clamps["output"]})
+    assert all(torch.equal(one, other) for one, other in zip(hidden(net), before, strict=True))
+    replays = sum(graph.replays for graph in stand_in)
+    sim.infer(clamps)
+    torch.testing.assert_close(hidden(net), before)
+    assert sum(graph.replays for graph in stand_in) == replays + 1
+
+
+def test_measured_and_copied(stand_in: list[StandIn]) -> None:
+    net = pcsim.topologies.mlp([6, 8, 8, 3])
+    sim, clamps = simulator(net, RELAXATION, graphs=True), batch_of(net, "cpu")
+    optimizer = SGD(net.parameters(), lr=0.1)
+    for _ in range(6):
+        sim.update(clamps, optimizer)
+    replays = sum(graph.replays for graph in stand_in)
+    profile = pcsim.diagnosis.profile(sim, clamps)
+    assert all(each.calls for each in profile.measurements if each.stage != "learning")
+    assert {each.stage for each in profile.measurements} == {"start", "predictions", "messages", "learning"}
+    assert sum(graph.replays for graph in stand_in) >= replays
+    other = copy.deepcopy(sim)
+    other.infer(clamps)
+    sim.infer(clamps)
+    for name in net.nodes:
+        assert torch.equal(other.network[name].value, net[name].value)
