@@ -57,9 +57,11 @@ class NodeMemory:
             separate = bool(plan.rewritten[group.positions].any()) or group.deterministic
             self.tensors["prediction"] = self._scratch("prediction") if separate else self._new()
             self.tensors["forward_prediction"] = self._new() if separate else self.tensors["prediction"]
-        self.tensors["value"] = self.tensors["prediction"] if group.deterministic else self._new()
         if group.received:
             self.tensors["displacement"] = self._new()
+            self.tensors["value"] = self._scratch("value")  # put together where it is read, and not kept
+        else:
+            self.tensors["value"] = self.tensors["prediction"] if group.deterministic else self._new()
         if group.following:
             self.tensors["error"] = self._new()
         self.moved = np.zeros(len(group.nodes), bool)
