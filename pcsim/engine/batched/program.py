@@ -466,17 +466,20 @@ class Program:
         Raises:
             ClampError: what is unread of the clamps is not finite.
         """
-        norms = [torch.linalg.vector_norm(tensor) for tensor in self._moving(steps)]
-        return not norms or all_finite(norms, self._memory.at_hand().unread)
+        squares = [torch.dot(units, units) for units in self._moving(steps)]
+        return not squares or all_finite(squares, self._memory.at_hand().unread)
 
     def _moving(self, steps: int) -> list[Tensor]:
-        """What values of free nodes are made of after so many steps."""
+        """What values of free nodes are made of after so many steps, as vectors: their dot products with themselves
+        take a third of the time of their norms.
+        """
         if steps not in self._checked:
             moving = (n for n in self._memory.nodes if n.free)
             checked = [n.tensor("forward_prediction" if n.group.received else "value") for n in moving]
-            self._checked[steps] = checked
             for node, rows in self._memory.node_rows(self.plan.moved(steps) & self.plan.received):
                 checked += [node.tensor("displacement")[slice(*run)] for run in runs_of(rows)]
+            # However its images are laid out, a tensor of the program is dense.
+            self._checked[steps] = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in checked]
         return self._checked[steps]
 
     def lost(self, steps: int) -> str:
