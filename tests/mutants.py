@@ -698,9 +698,9 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/errors.py",
-        "left = 1 - memory.task.relaxation.rate * memory.plan.sent(",
-        "left = 1 - memory.plan.sent(",
-        "Nodes that have waited move by all of their own error.",
+        "left = 1 - memory.task.relaxation.rate * weights[",
+        "left = 1 - weights[",
+        "Nodes whose error is what they have received move by all of it.",
     ),
     Mutant(
         "engine/planning/plan.py",
@@ -785,6 +785,18 @@ MUTANTS = (
         '"noise is drawn (temperature)": relaxation.temperature > 0,',
         '"noise is drawn (temperature)": False,',
         "All steps draw the same noise.",
+    ),
+    Mutant(
+        "engine/batched/program.py",
+        "fading = self._fading(phase) & ~(heard | learning)",
+        "fading = self._fading(phase) & ~heard",
+        "What learns from the errors that it has sent finds none.",
+    ),
+    Mutant(
+        "engine/batched/program.py",
+        "fading = self._fading(phase) & ~(heard | learning)",
+        "fading = self._fading(phase) & ~learning",
+        "Nodes that fade send what they sent before.",
     ),
     Mutant(
         "engine/batched/program.py",

@@ -70,12 +70,19 @@ def slope(memory: Memory, operations: list[Operation], nodes: Mask) -> None:
     pull(memory, operations, nodes, np.zeros_like(nodes))
 
 
-def leave(memory: Memory, operations: list[Operation]) -> None:
-    """Move the nodes that have waited by their own errors, all at once: 1 − rate · π w of what they got is left."""
-    for node, rows in memory.node_rows(memory.waiting):
+def fade(memory: Memory, operations: list[Operation], nodes: Mask, weights: Factors) -> None:
+    """Move nodes by errors that are what they have received: of it 1 − rate · π w is left.
+
+    Args:
+        memory: the program's tensors.
+        operations: to add to.
+        nodes: to move.
+        weights: π w of each node.
+    """
+    for node, rows in memory.node_rows(nodes):
         names, part = named(node.names, rows), node.part("displacement", rows)
         moved = read(part, operations, names).read()
-        left = 1 - memory.task.relaxation.rate * memory.plan.sent(node.group.positions[rows])
+        left = 1 - memory.task.relaxation.rate * weights[node.group.positions[rows]]
         operations.append(Operation("own error", partial(moved.mul_, _by_row(left, moved)), names))
         part.scatter(operations, names)
 

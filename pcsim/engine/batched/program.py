@@ -78,7 +78,8 @@ class Program:
         ]
         self.end: list[Operation] = []
         """What follows the last step where nothing happens between two."""
-        errors.leave(self._memory, self.end)
+        if self._memory.waiting.any():
+            errors.fade(self._memory, self.end, self._memory.waiting, plan.sent(np.arange(len(self._wiring.nodes))))
         self.native = all(each.native for lists in self.steps for part in lists for each in part)
         """Whether all that the steps make lies in tensors of the program, so that autograd need not know of them."""
         self._views = self._state_views()
@@ -225,15 +226,18 @@ class Program:
         if phase.learn.any() and factors is None:
             self._learn_apart(operations, phase)
         learning = self._learns_from_sent if factors is None else self._learns_from_sent | phase.learn
-        apart = attrs.evolve(phase, active=phase.active & ~self._wiring.following)
+        heard = self._wiring.any_of(phase.message, self._wiring.target)
+        fading = self._fading(phase) & ~(heard | learning)
+        apart = attrs.evolve(phase, active=phase.active & ~(self._wiring.following | fading))
         errors.compare(memory, operations, apart, learning=False)
+        weights = phase.schedule * self._wiring.own_precision * self._wiring.energy_weight
+        errors.fade(memory, operations, fading, weights)
         if not self._direct:
             for node, rows in memory.node_rows(phase.move):
                 part = node.part("descent", rows)
                 operations.append(Operation("zero", part.cell.read().zero_, node.names))
                 part.scatter(operations, node.names)
-        messages.own_pull(memory, operations, phase, direct=self._direct)
-        heard = self._wiring.any_of(phase.message, self._wiring.target)
+        messages.own_pull(memory, operations, apart, direct=self._direct)
         errors.pull(memory, operations, apart.active & (heard | learning), learning)
         messages.relay(memory, operations, phase, learning, self._message_dtype, direct=self._direct)
         to_free = phase.message & (self._wiring.free & ~self._wiring.following)[self._wiring.source]
@@ -243,6 +247,11 @@ class Program:
             learn(memory, operations, self._found, phase, memory.activity, factors, phase.message, exact=exact)
         self._move(operations, phase)
         return predictions, operations
+
+    def _fading(self, phase: Phase) -> Mask:
+        """Active nodes whose error is what they have received, and moves them in proportion to itself."""
+        active = phase.active & ~self._memory.waiting if self._direct else np.zeros_like(phase.active)
+        return active & self._wiring.free & self._wiring.proportional & self.plan.received
 
     def _factors_on_the_way(self, phase: Phase) -> Factors | None:
         """By what the errors sent at a step are to be multiplied to give those that it teaches; None if unknown."""
