@@ -800,6 +800,36 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/program.py",
+        "        self.learning(steps)  # compiled before it is captured\n        self._found.clear()\n",
+        "        self.learning(steps)  # compiled before it is captured\n",
+        "Gradients that were interrupted are counted by the next call.",
+    ),
+    Mutant(
+        "engine/batched/engine.py",
+        "if program is None or program.forward_pass_lost:",
+        "if program is None:",
+        "Running statistics of the forward pass are those of what was evaluated last.",
+    ),
+    Mutant(
+        "engine/planning/plan.py",
+        "closing()[1] if task.closes or counts else",
+        "closing()[1] if task.closes else",
+        "Running statistics put the last prediction in the place of the first.",
+    ),
+    Mutant(
+        "engine/planning/liveness.py",
+        "            changed |= wiring.own_edge\n",
+        "            pass\n",
+        "A module that reads another's weight is not evaluated anew once that learns.",
+    ),
+    Mutant(
+        "graph/fingerprint.py",
+        "*chain.from_iterable(shapes), *more, *own",
+        "*chain.from_iterable(shapes)",
+        "What is put on a module after its edge was added is not looked at.",
+    ),
+    Mutant(
+        "engine/batched/program.py",
         "factors[teaching] = 1 / sent[teaching]",
         "factors[teaching] = 1.0",
         "What an arriving error teaches keeps its precision.",

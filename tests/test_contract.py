@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -459,6 +460,22 @@ class TestDrawsAndStates:
         energies = sim.infer(clamps(net), record=True).free_energies
         assert (energies.diff() <= 1e-6 * energies[0]).all()
 
+    @pytest.mark.parametrize("how", ["hook", "forward"])
+    def test_draws_of_what_is_put_on_a_module_later_are_held(self, how: str) -> None:
+        net = chain()
+        module, given = net.edges["hidden1->hidden2"].module, clamps(net)
+        sim = pcsim.Simulator(net, pcsim.Relaxation(4, 0.1))
+        sim.infer(given)
+        if how == "hook":
+            module.register_forward_hook(lambda _, __, output: output + torch.randn_like(output))
+        else:
+            module.forward = lambda value: nn.functional.linear(value, module.weight) + torch.randn(5)
+        sim.infer(given)
+        assert torch.equal(net["hidden2"].prediction, net["hidden2"].prediction)
+        before = net["hidden2"].prediction
+        sim.infer(given)
+        assert not torch.equal(net["hidden2"].prediction, before)
+
     @pytest.mark.parametrize("engine", ENGINES)
     def test_buffers_move_once_per_batch(self, engine: str) -> None:
         torch.manual_seed(0)
@@ -590,6 +607,34 @@ class TestModules:
             with pytest.raises(ClampError, match="normalises over the batch"):
                 sim.infer({"x": torch.randn(1, 3), "y": torch.randn(1, 3)})
 
+    @pytest.mark.parametrize("engine", ENGINES)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_numbers_of_nodes_follow_the_dtype_of_the_modules(self, dtype: torch.dtype, engine: str) -> None:
+        net = pcsim.Network()
+        net.add_node("cause", (3,), prior=0.5)
+        net.add_node("x", (3,), precision=torch.full((3,), 2.0, dtype=torch.float64))
+        net.add_node("y", (2,), precision=pcsim.LearnedPrecision(2.0, per_unit=True))
+        net.add_edge("cause", "x", nn.Linear(3, 3, dtype=dtype))
+        net.add_edge("x", "y", nn.Linear(3, 2, dtype=dtype))
+        optimizer = optim.SGD(net.parameters(), 0.1)
+        before = net["y"].own_precision.detach()[0].item()
+        sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine)
+        sim.update({"y": torch.ones(4, 2, dtype=dtype)}, optimizer)
+        assert net["y"].own_precision.detach()[0].item() != before
+        assert {tensor.dtype for tensor in net.state_dict().values()} == {dtype}
+        assert net["x"].value.dtype == dtype
+        net["y"].own_precision = pcsim.LearnedPrecision()
+        sim.infer({"y": torch.ones(4, 2, dtype=dtype)})
+        assert net["y"].own_precision.dtype == dtype
+
+    def test_a_prior_that_learns_in_another_dtype_is_refused_by_name(self) -> None:
+        net = pcsim.Network()
+        net.add_node("cause", (3,), prior=nn.Parameter(torch.zeros(3, dtype=torch.float64)))
+        net.add_node("x", (3,))
+        net.add_edge("cause", "x", nn.Linear(3, 3))
+        with pytest.raises(GraphError, match=r"'cause' has parameters of torch.float64.*network.to"):
+            pcsim.Simulator(net).infer({"x": torch.ones(4, 3)})
+
     def test_autocast_is_refused_in_one_sentence(self) -> None:
         net = chain()
         with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(SettingError, match="autocast is on"):
@@ -619,6 +664,27 @@ class TestEnergies:
 
         with pytest.raises(GraphError, match=r"'h'.*one number"):
             pcsim.Network().add_node("h", (4,), energy=PerSample(), precision=torch.arange(1.0, 5.0))
+
+    @pytest.mark.parametrize("trials", [False, True])
+    def test_one_of_a_whole_sample_is_weighed_once(self, trials: bool) -> None:
+        @attrs.frozen
+        class Whole(pcsim.Energy):
+            rests_at_prediction = True
+
+            def unit_energy(self, value: Tensor, prediction: Tensor) -> Tensor:
+                return 0.5 * (value - prediction).square().sum(1, keepdim=True)
+
+        values = []
+        for energy, engine in ((Whole(), "batched"), (Whole(), "reference"), (pcsim.Gaussian(), "batched")):
+            net = chain().double()
+            net["hidden1"].energy, net["hidden1"].precision = energy, torch.tensor(2.0)
+            sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine)
+            own = torch.arange(1.0, 5.0, dtype=torch.float64)
+            given = {name: value.double() for name, value in clamps(net).items()}
+            sim.infer(given, precision={"hidden1": own} if trials else None)
+            values.append(net["hidden1"].value)
+        torch.testing.assert_close(values[0], values[2])
+        torch.testing.assert_close(values[1], values[2])
 
     @pytest.mark.parametrize("engine", ENGINES)
     def test_nan_of_a_module_or_an_energy_is_not_blamed_on_the_rate(self, engine: str) -> None:

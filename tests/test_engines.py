@@ -1188,3 +1188,142 @@ def test_what_a_shared_weight_learns_on_the_way_and_afterwards_adds_up() -> None
     sim.infer(clamps)
     lasting = dict(zip(net.nodes, np.isnan(sim.plan.lasting_errors).tolist(), strict=True))
     assert (lasting["plain"], lasting["weighed"]) == (False, True)
+
+
+class Interrupting(torch.autograd.Function):
+    """The identity, which is interrupted on its way back as often as is asked for."""
+
+    times = 0
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        Interrupting.times -= 1
+        if Interrupting.times == 0:
+            raise KeyboardInterrupt
+        return gradient
+
+
+class Interrupted(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return Interrupting.apply(value)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gradients_that_were_interrupted_leave_nothing(engine: str) -> None:
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([4, 3, 3, 3, 2]).double()
+    net.edges["hidden1->hidden2"].module = nn.Sequential(nn.Linear(3, 3), Interrupted()).double()
+    sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), engine=engine)
+    sim.infer({"input": torch.ones(2, 4).double(), "output": torch.ones(2, 2).double()})
+    right = sim.gradients()
+    Interrupting.times = 1
+    with pytest.raises(KeyboardInterrupt):
+        sim.gradients()
+    for parameter, gradient in sim.gradients().items():
+        torch.testing.assert_close(gradient, right[parameter])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_relaxation_that_was_interrupted_leaves_nothing(engine: str) -> None:
+    left = [0]
+
+    @attrs.frozen
+    class Stopping(pcsim.Relaxation):
+        def displacement(self, descent: Tensor, velocity: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            return self.rate * descent, None
+
+    net = pcsim.Network()
+    for name, size in (("a", 3), ("b", 2), ("output", 2)):
+        net.add_node(name, (size,))
+    for name, size in (("a", 3), ("b", 2)):
+        net.add_edge(name, "output", nn.Linear(size, 2))
+    sim = pcsim.Simulator(net, Stopping(50, 0.2, tolerance=0.5), engine=engine)
+    near, far = torch.zeros(2, 2), torch.full((2, 2), 100.0)
+    steps = sim.infer({"output": near}).steps
+    left[0] = 2  # once the first node has moved, by much
+    with pytest.raises(KeyboardInterrupt):
+        sim.infer({"output": far})
+    assert sim.infer({"output": near}).steps == steps
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_weight_that_a_module_reads_of_another_moves_its_prediction(deterministic: bool) -> None:
+    """Tied by a reference that is not registered, on an edge whose source is clamped and in a transfer."""
+
+    class Tied(nn.Module):
+        def __init__(self, linear: nn.Linear) -> None:
+            super().__init__()
+            self.reads = [linear]
+
+        def forward(self, value: Tensor) -> Tensor:
+            return value @ self.reads[0].weight
+
+    weights = []
+    for engine in ENGINES:
+        torch.manual_seed(0)
+        net, linear = pcsim.Network(), nn.Linear(4, 3)
+        for name, size in (("a", 4), ("b", 3), ("c", 4), ("d", 3), ("e", 3)):
+            net.add_node(name, (size,), deterministic=deterministic and name == "e")
+        net.add_edge("a", "b", linear)
+        net.add_edge("d", "e", nn.Linear(3, 3) if deterministic else None)
+        net.add_edge("e" if deterministic else "d", "c", Tied(linear))
+        net.add_edge("b", "c", nn.Linear(3, 4))
+        net.double()
+        sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.1), pcsim.IncrementalUpdate(), engine=engine)
+        clamps = {name: torch.randn(2, *net[name].shape).double() for name in "adc"}
+        sim.update(clamps, optim.SGD(net.parameters(), lr=0.3))
+        weights.append([parameter.detach() for parameter in net.parameters()])
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("record", [False, True])
+@pytest.mark.parametrize("precision", [pcsim.Spiking(alpha=0.0), pcsim.Decaying()], ids=["spiking", "decaying"])
+def test_statistics_are_those_of_the_forward_pass(precision: pcsim.PrecisionSchedule, record: bool) -> None:
+    """Where the rule learns from it, whatever has been evaluated since."""
+    seen = []
+    for engine in ENGINES:
+        torch.manual_seed(0)
+        net = pcsim.Network()
+        for name, size in (("input", 4), ("h1", 4), ("h2", 4), ("output", 2)):
+            net.add_node(name, (size,), transfer=nn.BatchNorm1d(size) if name[0] == "h" else None)
+        for source, target, size in (("input", "h1", 4), ("h1", "h2", 4), ("h2", "output", 2)):
+            net.add_edge(source, target, nn.Linear(4, size))
+        net.double()
+        sim = pcsim.Simulator(net, pcsim.Relaxation(8, 0.5, precision=precision), pcsim.ArrivalUpdate(), engine=engine)
+        clamps = {"input": torch.randn(4, 4).double(), "output": torch.randn(4, 2).double()}
+        forward = net.edges["h1->h2"].module(net["h1"].transfer(net.edges["input->h1"].module(clamps["input"])))
+        net["h1"].transfer.reset_running_stats()
+        sim.update(clamps, optim.SGD(net.parameters(), lr=0.1), record=record)
+        expected = 0.9 + 0.1 * forward.detach().var(0)
+        torch.testing.assert_close(net["h2"].transfer.running_var, expected)
+        seen.append(net["h1"].transfer.running_var)
+    torch.testing.assert_close(*seen)
+
+
+@pytest.mark.parametrize("rule", [pcsim.SettledUpdate(), pcsim.IncrementalUpdate()], ids=str)
+def test_running_statistics_leave_what_nodes_show(rule: pcsim.LearningRule) -> None:
+    """A node that nothing weighs is evaluated again for them alone."""
+    shown = []
+    for engine in ENGINES:
+        torch.manual_seed(0)
+        net = pcsim.Network()
+        for name, size in (("input", 4), ("hidden", 4), ("output", 2), ("readout", 3)):
+            transfer = nn.BatchNorm1d(4) if name == "hidden" else None
+            net.add_node(name, (size,), transfer=transfer, energy_weight=float(name != "readout"))
+        for source, target, size in (("input", "hidden", 4), ("hidden", "output", 2), ("hidden", "readout", 3)):
+            net.add_edge(source, target, nn.Linear(4, size))
+        net.double()
+        sim = pcsim.Simulator(net, pcsim.Relaxation(5, 0.3), rule, engine=engine)
+        clamps = {"input": torch.randn(4, 4).double(), "output": torch.randn(4, 2).double()}
+        sim.update(clamps, optim.SGD(net.parameters(), lr=0.1))
+        shown.append((net["readout"].value, net["readout"].forward_prediction))
+    for one, other in zip(*shown, strict=True):
+        torch.testing.assert_close(one, other)

@@ -53,6 +53,8 @@ class Reached:
         if task.learns_each_step:
             learned = {parameter for name in reading for parameter in self._own_and_incoming(name)}
             changed |= {name for name in nodes if learned & self._own_and_incoming(name)}
+            if learned:  # modules of a user's own may read weights that are not their own
+                changed |= {name for name, node in nodes.items() if any(p.stochastic for p in (node, *node.incoming))}
         if not task.held:
             changed |= {edge.target_name for name in task.changing(step) for edge in nodes[name].outgoing}
         self._moved |= moving

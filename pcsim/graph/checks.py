@@ -349,12 +349,17 @@ def one_place(network: Network) -> None:
 
 
 def one_dtype(network: Network) -> None:
-    """Refuse modules that differ in dtype or, where nodes are not placed, in device."""
+    """Refuse modules, and priors that learn, that differ in dtype or, where nodes are not placed, in device; the other
+    numbers that nodes have of their own follow.
+    """
     found: tuple[Part, Tensor] | None = None
     placed = any(node.device is not None for node in network.nodes.values())
     modules: list[tuple[Part, nn.Module]] = [(edge, edge.module) for edge in network.edges.values()]
-    modules += [(node, node.transfer) for node in network.nodes.values()]
-    for part, parameter in ((part, parameter) for part, module in modules for parameter in parameters_of(module)):
+    modules += [(node, module) for node in network.nodes.values() for module in (node.transfer, node.combine)]
+    held: list[tuple[Part, Tensor]] = [(part, p) for part, module in modules for p in parameters_of(module)]
+    learned = ((node, node.prior) for node in network.nodes.values())
+    held += [(node, prior) for node, prior in learned if isinstance(prior, nn.Parameter)]
+    for part, parameter in held:
         if not parameter.is_floating_point():
             continue
         first, like = found = found or (part, parameter)
@@ -364,6 +369,9 @@ def one_dtype(network: Network) -> None:
                 f"{first.kind} {first.name!r} has {like.dtype} on {like.device}; convert the whole network with "
                 "network.to(...)"
             )
+    if found is not None:
+        for node in network.nodes.values():
+            node.convert_own(found[1].dtype, None if placed else found[1].device)
 
 
 def whole(network: Network) -> None:

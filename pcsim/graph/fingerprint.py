@@ -122,7 +122,11 @@ def _has_settings(module: nn.Module) -> bool:
 
 
 def identity_of(modules: Iterable[nn.Module]) -> tuple[int, ...]:
-    """Which modules these are, with all that they hold, and the shapes of their parameters; kept to see changes."""
+    """Which modules these are, with all that they hold, the shapes of their parameters, and what else a call of them
+    does or moves: hooks, a forward of their own, buffers; kept to see changes.
+    """
     parts = [part for module in modules for part in (module.modules() if module._modules else (module,))]
     shapes = (p.shape for part in parts for p in part._parameters.values() if p is not None and not is_lazy(p))
-    return *map(id, parts), *chain.from_iterable(shapes)
+    more = (len(each) for part in parts for each in (part._forward_hooks, part._forward_pre_hooks, part._buffers))
+    own = (id(part.__dict__["forward"]) for part in parts if "forward" in part.__dict__)
+    return *map(id, parts), *chain.from_iterable(shapes), *more, *own

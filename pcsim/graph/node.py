@@ -230,6 +230,18 @@ class Node(Part):
             self._buffers["prior"] = checked
         self.network.revision += 1
 
+    def convert_own(self, dtype: torch.dtype, device: torch.device | None) -> None:
+        """Bring precision and prior, where they are tensors, to the dtype of the network's modules and where they lie.
+
+        They may have been given before there were any, or since these were converted.
+        """
+        for name in ("own_precision", "prior"):
+            given = self._buffers.get(name)
+            if given is not None:
+                self._buffers[name] = given.to(device, dtype)
+        if self.log_precision is not None:
+            self.log_precision.data = self.log_precision.data.to(device, dtype)
+
     @property
     def energy_weight(self) -> float:
         """w_n, the fixed factor on the energy; one that is set anew holds from the next run on."""

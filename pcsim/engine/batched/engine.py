@@ -190,7 +190,7 @@ class BatchedEngine(Engine):
     def update_statistics(self, state: State) -> None:
         """Let modules with running statistics take the batch in (Eq. 6)."""
         program = self._program_of(state)
-        if program is None:
+        if program is None or program.forward_pass_lost:
             local_rules.update_statistics(state)
             return
         with torch.no_grad():

@@ -89,7 +89,7 @@ def fade(memory: Memory, operations: list[Operation], nodes: Mask, weights: Fact
 
 def _by_row(factors: Factors, rows: Tensor) -> Tensor:
     """One factor for each row of a part, to be multiplied with it; 0-d where the part is a single row."""
-    made = torch.as_tensor(factors, dtype=rows.dtype, device=rows.device)
+    made = torch.as_tensor(factors.tolist(), dtype=rows.dtype, device=rows.device)
     return made[0] if len(factors) == 1 else made.view(-1, *[1] * (rows.dim() - 1))
 
 
@@ -163,15 +163,20 @@ def scale_of(
 
 
 def _own_scale(memory: Memory, arena: Arena, nodes: Sequence[Node], factors: Sequence[float]) -> Tensor:
-    """π w of nodes whose own precision is a tensor, (k, 1 or batch, *shape), or without the first axis of one."""
+    """π w of nodes whose own precision is a tensor, (k, 1 or batch, *shape) with axes of one where it is that of a
+    whole node, which an energy that is not by unit counts once; without the first axis for a single one.
+    """
     scales, given = [], memory.at_hand().precision
     for node, factor in zip(nodes, factors, strict=True):
         own = given.get(node.name, node.own_precision)
         scale = factor * torch.as_tensor(own, dtype=arena.dtype, device=arena.device).detach()
-        scales.append(scale.expand(len(scale) if node.name in given else 1, *node.shape))
+        if node.name not in given:
+            scale = scale.view(1, *(scale.shape or [1] * len(node.shape)))
+        scales.append(scale)
     if len(scales) == 1:
         return scales[0]
-    return torch.stack([scale.expand(max(map(len, scales)), *scale.shape[1:]) for scale in scales])
+    shape = torch.broadcast_shapes(*(scale.shape for scale in scales))  # type: ignore[no-untyped-call]
+    return torch.stack([scale.expand(shape) for scale in scales])
 
 
 def each(

@@ -154,7 +154,12 @@ class Program:
     # Start
 
     def load(self, batch: Batch) -> None:
-        """Take over what a new batch gives: clamps, masks, the seed of random draws; and the present weights."""
+        """Take over what a new batch gives: clamps, masks, the seed of random draws; and the present weights.
+
+        Nothing stays of a run that was interrupted.
+        """
+        self._found.clear()
+        self.largest.update = 0.0
         if not self.playback.refused:
             batch = self.playback.hold(batch)
         self._memory.batch, self._memory.step = batch.at(0), 0
@@ -389,6 +394,7 @@ class Program:
     def learn(self, steps: int) -> None:
         """Compute the learning rule's gradients after so many steps."""
         self.learning(steps)  # compiled before it is captured
+        self._found.clear()
         self.playback.go_on(("learn", steps), partial(self._learn_after, steps))
 
     def _learn_after(self, steps: int) -> None:
@@ -496,6 +502,16 @@ class Program:
         values = ((n, v) for n, v in self._values(steps)[0].items() if n not in self._task.fingerprint.integers)
         norms = ((name, torch.linalg.vector_norm(value)) for name, value in values)
         return next((name for name, norm in norms if not bool(torch.isfinite(norm))), "unknown")
+
+    @cached_property
+    def forward_pass_lost(self) -> bool:
+        """Whether modules keep statistics of the forward pass that have been evaluated on other values since."""
+        if self._activity_learned_from != "forward":
+            return False
+        keeping = {id(module) for module in self._task.fingerprint.normalising}
+        nodes = (self._wiring.nodes[position] for position in np.flatnonzero(self.plan.rewritten).tolist())
+        parts = (part for node in nodes for part in (node, *node.incoming))
+        return any(part.moves or any(id(module) in keeping for module in part.modules()) for part in parts)
 
     def update_statistics(self, steps: int) -> None:
         """Evaluate the modules that keep statistics once more, on the activity that they saw last, and let them."""

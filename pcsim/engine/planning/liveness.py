@@ -206,6 +206,9 @@ def _after(task: Task, wiring: Wiring, before: Liveness, move: Mask, learn: Mask
         changed = changed.copy()
         changed[wiring.edge_user[learned[wiring.edge_used]]] = True
         changed_nodes[wiring.transfer_user[learned[wiring.transfer_used]]] = True
+        if learned.any():
+            changed |= wiring.own_edge
+            changed_nodes |= wiring.own_node
     return attrs.evolve(
         before,
         live=before.live | wiring.downstream(changed, changed_nodes) | (move & wiring.energetic),

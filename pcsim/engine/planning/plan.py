@@ -110,10 +110,14 @@ class Plan:
 
     @cached_property
     def rewritten(self) -> Mask:
-        """Nodes whose prediction is evaluated again after the start, during the relaxation or for learning."""
+        """Nodes whose prediction is evaluated again after the start: during the relaxation, for learning, or for running
+        statistics of the last state.
+        """
         if self.task.relaxation.tolerance is not None:
             return np.full(len(self.wiring.nodes), not self.wiring.held)
-        closing = self.closing()[1] if self.task.closes else np.zeros(len(self.wiring.nodes), bool)
+        task, known = self.task, self.task.fingerprint
+        counts = bool(known.normalising or known.moving) and not (task.learns_forward or task.rule.at_arrival)
+        closing = self.closing()[1] if task.closes or counts else np.zeros(len(self.wiring.nodes), bool)
         return self._after(None).predicted | self.learning().predict | closing
 
     @cached_property
