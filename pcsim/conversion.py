@@ -8,6 +8,7 @@ from typing import cast
 
 import attrs
 import networkx as nx
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import (
     activation,
@@ -274,14 +275,13 @@ class ForwardPass(nn.Module):
         self.outputs = tuple(node.name for node in outputs)
         """Names of the nodes whose values ``forward`` returns, in their order."""
         self._given_shapes = [node.shape for node in inputs]
-        self._predicted = [
-            (node.name, [(edge.name, edge.source_name) for edge in node.incoming])
-            for node in order
-            if node.name not in self.inputs
-        ]
+        made = [node for node in order if node.name not in self.inputs]
+        self._constants = {node.name: (node.shape, node.constant) for node in made if node.constant is not None}
+        predicted = [node for node in made if node.constant is None]
+        self._predicted = [(node.name, [(edge.name, edge.source_name) for edge in node.incoming]) for node in predicted]
         self.nodes, self.edges = nn.ModuleDict(), nn.ModuleDict()
         for node in order:
-            if node.name not in self.inputs:
+            if node in predicted:
                 self.nodes[node.name] = node
                 self.edges.update({edge.name: edge for edge in node.incoming})
 
@@ -305,6 +305,9 @@ class ForwardPass(nn.Module):
                     f"input {name!r}: shape {tuple(value.shape)} given, expected (batch, {', '.join(map(str, shape))})"
                 )
         known = dict(zip(self.inputs, values, strict=True))
+        dtype = tensor_options(self, otherwise=values[0])[0]
+        for name, (shape, constant) in self._constants.items():
+            known[name] = torch.full((values[0].shape[0], *shape), constant, dtype=dtype, device=values[0].device)
         for name, incoming in self._predicted:
             node = cast(Node, self.nodes[name])
             if incoming:
@@ -326,9 +329,9 @@ def to_module(
 ) -> ForwardPass:
     """The forward pass of a network as an ``nn.Module``, for ``torch.export``, ONNX or any other use of one.
 
-    Every node's value is its prediction, so that in evaluation mode it gives what ``Simulator.predict`` gives where the
-    inputs are clamped. It shares nodes, edges, modules and parameters with the network, their mode (training or
-    evaluation) too.
+    Every node's value is its prediction, or its constant, so that in evaluation mode it gives what
+    ``Simulator.predict`` gives where the inputs are clamped, and nothing else that has incoming edges is. It shares
+    nodes, edges, modules and parameters with the network, their mode (training or evaluation) too.
 
     Example:
         >>> module = to_module(net).eval()
@@ -338,9 +341,9 @@ def to_module(
     Args:
         net: the network; cycles have to be cut by the inputs.
         inputs: nodes whose values are given, in the order of the arguments. What predicts them is left out. By default
-            the roots without a prior that the outputs depend on, in the order in which they were added.
+            the roots without a prior or constant that the outputs depend on, in the order in which they were added.
         outputs: nodes whose values are wanted, in the order of the result: one tensor, or a tuple of several. By
-            default all sinks that are no inputs, in the order in which they were added.
+            default all sinks that are neither inputs nor constant, in the order in which they were added.
 
     Raises:
         GraphError: a node is unknown or named twice; there is no input or no output, or an input that no output depends
@@ -349,23 +352,25 @@ def to_module(
     net.check()
     given = None if inputs is None else _resolved(net, inputs, "inputs")
     if outputs is None:
-        wanted = [node for node in net.sinks() if node.predicted and node not in (given or ())]
+        sinks = (node for node in net.sinks() if node.constant is None)
+        wanted = [node for node in sinks if node.predicted and node not in (given or ())]
     else:
         wanted = _resolved(net, outputs, "outputs")
     if not wanted:
         raise GraphError("to_module: no output: every sink is an input; name the outputs")
     order = _needed(net, [] if given is None else given, wanted)
     if given is None:
-        given = [n for n in net.roots() if n.prior is None and n in order]
+        given = [n for n in net.roots() if n.prior is None and n.constant is None and n in order]
     unread = [node.name for node in given if node not in order]
     if unread:
         raise GraphError(f"to_module: no output depends on input {unread[0]!r}; leave it out, or name other outputs")
     if not given:
         raise GraphError(
-            "to_module: no input, and so no batch: every root has a prior; name the nodes whose values are given"
+            "to_module: no input, and so no batch: every root has a prior or is constant; name the nodes whose values "
+            "are given"
         )
     for node in order:
-        if not node.predicted and node not in given:
+        if not node.predicted and node not in given and node.constant is None:
             raise GraphError(
                 f"to_module: nothing gives node {node.name!r} a value: it has no incoming edge and no prior; name it "
                 "among the inputs"
@@ -384,8 +389,10 @@ def _resolved(net: Network, nodes: Sequence[Node | str], argument: str) -> list[
 
 
 def _needed(net: Network, given: Sequence[Node], wanted: Sequence[Node]) -> list[Node]:
-    """The nodes that the wanted ones depend on, each after all that predict it; edges into given ones are cut."""
-    cut = {node.name for node in given}
+    """The nodes that the wanted ones depend on, each after all that predict it; edges into given ones, and into those
+    that are constant, are cut.
+    """
+    cut = {node.name for node in given}.union(net.constants)
     kept = [(edge.source_name, edge.target_name) for edge in net.edges.values() if edge.target_name not in cut]
     graph = simple_graph(net, kept)
     names = {node.name for node in wanted}.union(*(nx.ancestors(graph, node.name) for node in wanted))

@@ -456,3 +456,35 @@ class TestToModule:
         assert isinstance(module, ForwardPass)
         with pytest.raises(ClampError, match=message):
             module(*given)
+
+
+def test_constant_nodes_are_constant_in_a_module() -> None:
+    """A bias of one's own; then also a hidden node that is held, and the comparing node of a pathway."""
+    torch.manual_seed(0)
+    net = pcsim.topologies.mlp([4, 3, 3, 2])
+    net.add_node("bias", (1,), constant=2.0)
+    net.add_edge("bias", "hidden2", nn.Linear(1, 3))
+    module, images = pcsim.to_module(net).eval(), torch.randn(6, 4)
+    expected = pcsim.Simulator(net).predict({"input": images})["output"]
+    torch.testing.assert_close(module(images), expected)
+    net.add_node("held", (5,), constant=0.5)
+    net.add_edge("input", "held", nn.Linear(4, 5))
+    net.add_edge("held", "output", nn.Linear(5, 2))
+    net.add_pathway("input", "hidden1", nn.Linear(4, 3))
+    module = pcsim.to_module(net).eval()
+    assert (module.inputs, module.outputs) == (("input",), ("output",))
+    more = net.edges["held->output"].module(torch.full((6, 5), 0.5))
+    torch.testing.assert_close(module(images), expected + more)
+    exported = torch.export.export(module, (images,), dynamic_shapes=(({0: torch.export.Dim("batch")},),))
+    torch.testing.assert_close(exported.module()(images[:3]), module(images[:3]))
+    given = pcsim.to_module(net, inputs=["input", "held"]).eval()
+    torch.testing.assert_close(given(images, torch.full((6, 5), 0.5)), module(images))
+
+
+def test_a_module_without_an_input_is_refused() -> None:
+    net = pcsim.Network()
+    net.add_node("bias", (1,), constant=2.0)
+    net.add_node("output", (2,))
+    net.add_edge("bias", "output", nn.Linear(1, 2))
+    with pytest.raises(GraphError, match="no input, and so no batch: every root has a prior or is constant"):
+        pcsim.to_module(net)

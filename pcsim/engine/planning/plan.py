@@ -110,9 +110,7 @@ class Plan:
 
     @cached_property
     def rewritten(self) -> Mask:
-        """Nodes whose prediction is evaluated again after the start: during the relaxation, for learning, or for running
-        statistics of the last state.
-        """
+        """Nodes whose prediction is evaluated again after the start: during the relaxation, to learn, or to count."""
         if self.task.relaxation.tolerance is not None:
             return np.full(len(self.wiring.nodes), not self.wiring.held)
         task, known = self.task, self.task.fingerprint
