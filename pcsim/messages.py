@@ -1,8 +1,18 @@
-"""What messages of errors are made of."""
+"""What arguments are checked by, and messages of errors made of."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
+
+import numpy as np
+
+
+def is_number(given: object) -> TypeGuard[float]:
+    """Whether something is a finite number, Python's or NumPy's; a truth value is none."""
+    known = isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool)
+    return known and math.isfinite(given)  # type: ignore[arg-type]
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import attrs
 import torch
@@ -36,6 +36,15 @@ class Outcome:
     mask: Tensor | None = None
 
 
+class PartialMean(NamedTuple):
+    """A mean over a share of a batch, such as the units that are given of a target."""
+
+    mean: Tensor
+    """0-d; anything where the share is nothing."""
+    of: Tensor
+    """How much of the batch it is over, 0 to 1, 0-d."""
+
+
 class Metric(ABC):
     """Base class of metrics; a user's own needs only ``measure``."""
 
@@ -43,13 +52,14 @@ class Metric(ABC):
     """Whether it reads the relaxed state, which costs an evaluation of the whole network: ``relaxed_every``."""
 
     @abstractmethod
-    def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
-        """Means over the samples of one batch, 0-d, by name."""
+    def measure(self, outcome: Outcome) -> Mapping[str, Tensor | PartialMean]:
+        """Means over the samples of one batch, 0-d, or over a share of it, by name."""
 
 
 @attrs.frozen
 class Accuracy(Metric):
-    """The share of samples, 0 to 1, or of their positions, whose largest output is at the largest target.
+    """The share of samples, 0 to 1, or of their positions, whose largest output is at the largest target; of a partly
+    given target, of those whose classes are all given.
 
     In training it is that of the forward pass before the weights learned from the batch, and costs nothing.
 
@@ -59,7 +69,7 @@ class Accuracy(Metric):
 
     axis: int = 0
 
-    def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
+    def measure(self, outcome: Outcome) -> Mapping[str, Tensor | PartialMean]:
         """{"accuracy": 0-d}; SettingError where the batch has no target, or one that tells no classes apart."""
         output, target = _compared("Accuracy", outcome)
         axis = self.axis + 1
@@ -68,7 +78,11 @@ class Accuracy(Metric):
                 f"Accuracy: outputs of shape {tuple(output.shape)} given, expected two units or more along "
                 f"axis {axis}, of which one is largest; measure something else"
             )
-        return {"accuracy": (output.argmax(axis) == target.argmax(axis)).float().mean()}
+        right = (output.argmax(axis) == target.argmax(axis)).float()
+        if outcome.mask is None:
+            return {"accuracy": right.mean()}
+        known = outcome.mask.expand_as(target).all(axis).float()
+        return {"accuracy": PartialMean((right * known).sum() / known.sum(), known.mean())}
 
 
 @attrs.frozen
@@ -78,14 +92,16 @@ class MeanSquaredError(Metric):
     As :class:`Accuracy` in training of the forward pass before the weights learned from the batch, at no cost.
     """
 
-    def measure(self, outcome: Outcome) -> Mapping[str, Tensor]:
+    def measure(self, outcome: Outcome) -> Mapping[str, Tensor | PartialMean]:
         """{"mean_squared_error": 0-d}; SettingError where the batch has no target."""
         output, target = _compared("MeanSquaredError", outcome)
         squared = (output - target).square()
         if outcome.mask is None:
             return {"mean_squared_error": squared.mean()}
         given = outcome.mask.expand_as(squared)
-        return {"mean_squared_error": torch.where(given, squared, 0).sum() / given.sum()}
+        return {
+            "mean_squared_error": PartialMean(torch.where(given, squared, 0).sum() / given.sum(), given.float().mean())
+        }
 
 
 def _compared(metric: str, outcome: Outcome) -> tuple[Tensor, Tensor]:
@@ -124,13 +140,13 @@ class ErrorByLevel(Metric):
         return {f"error_level_{level}": together(norms[level]).mean() for level in sorted(norms)}
 
 
-def measure_all(metrics: Sequence[Metric], outcome: Outcome) -> dict[str, Tensor]:
+def measure_all(metrics: Sequence[Metric], outcome: Outcome) -> dict[str, Tensor | PartialMean]:
     """What all metrics measure of one batch, 0-d, by name; those of the relaxed state only where there is one.
 
     Raises:
         SettingError: two metrics measure something of the same name.
     """
-    measured: dict[str, Tensor] = {}
+    measured: dict[str, Tensor | PartialMean] = {}
     for metric in metrics:
         if metric.relaxed and outcome.trace is None:
             continue
@@ -139,11 +155,13 @@ def measure_all(metrics: Sequence[Metric], outcome: Outcome) -> dict[str, Tensor
                 raise SettingError(
                     f"metric {name!r} is measured twice, the second time by {metric}; drop or rename one"
                 )
-            measured[name] = mean.detach()
+            measured[name] = (
+                PartialMean(*(part.detach() for part in mean)) if isinstance(mean, PartialMean) else mean.detach()
+            )
     return measured
 
 
-Totals = Mapping[str, tuple[float, int]]
+Totals = Mapping[str, tuple[float, float]]
 """Sum over samples, and how many they were, by name."""
 
 
@@ -152,15 +170,18 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._samples: dict[str, int] = {}
+        self._samples: dict[str, Tensor | int] = {}
         self._batches = 0
 
-    def add(self, measured: Mapping[str, Tensor], samples: int) -> None:
-        """Count in means, 0-d, over so many samples."""
+    def add(self, measured: Mapping[str, Tensor | PartialMean], samples: int) -> None:
+        """Count in means, 0-d, over so many samples, or a share of them."""
         self._batches += 1
         for name, mean in measured.items():
-            self._sums[name] = self._sums.get(name, 0) + samples * mean
-            self._samples[name] = self._samples.get(name, 0) + samples
+            weight: Tensor | int = samples
+            if isinstance(mean, PartialMean):
+                weight, mean = samples * mean.of, torch.where(mean.of > 0, mean.mean, 0)
+            self._sums[name] = self._sums.get(name, 0) + weight * mean
+            self._samples[name] = self._samples.get(name, 0) + weight
 
     def read(self, gather: Callable[[Totals], list[Totals]] | None = None) -> dict[str, float]:
         """The means so far; waits for the device. SettingError if nothing was counted in yet.
@@ -170,10 +191,10 @@ class RunningMeans:
         """
         if not self._batches:
             raise SettingError("no batches given, expected at least one; a generator, for one, gives its batches once")
-        own = {name: (total.item(), self._samples[name]) for name, total in self._sums.items()}
+        own = {name: (total.item(), float(self._samples[name])) for name, total in self._sums.items()}
         parts = [own] if gather is None else gather(own)
-        sums: dict[str, tuple[float, int]] = {}
+        sums: dict[str, tuple[float, float]] = {}
         for name, (total, samples) in (item for part in parts for item in part.items()):
-            before = sums.get(name, (0.0, 0))
+            before = sums.get(name, (0.0, 0.0))
             sums[name] = before[0] + total, before[1] + samples
         return {name: total / samples for name, (total, samples) in sums.items() if samples}

@@ -41,7 +41,7 @@ from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.graph.probing import in_mode
 from pcsim.graph.statistics import frozen_statistics
-from pcsim.messages import instead_of, listed
+from pcsim.messages import instead_of, is_number, listed
 from pcsim.trace import Trace
 
 _hooks, _later_hooks = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")
@@ -101,6 +101,7 @@ class Simulator:
         if not callable(engine) and engine not in ENGINES:
             raise SettingError(f"engine {engine!r} is unknown; choose one of {', '.join(map(repr, ENGINES))}")
         self.engine = (ENGINES[engine] if isinstance(engine, str) else engine)(network)
+        _check_kind("engine", self.engine, Engine)
         self.checks_late = True
         """On a device, look once a batch whether values are finite, also where the weights learn at every step."""
         self._forget()
@@ -192,8 +193,8 @@ class Simulator:
             SettingError: the relaxation holds predictions, or the tolerance is not positive.
             PCError: as :meth:`infer`.
         """
-        if tolerance is not None and not tolerance > 0:
-            raise SettingError(f"equilibrium: tolerance {tolerance} given, expected a positive number")
+        if tolerance is not None and not (is_number(tolerance) and tolerance > 0):
+            raise SettingError(f"equilibrium: tolerance {tolerance!r} given, expected a positive number")
         if self.relaxation.hold_predictions:
             raise SettingError("equilibrium: predictions are held (hold_predictions=True), which has no energy to rest")
         with self._turn():
@@ -360,6 +361,16 @@ class Simulator:
             if not all_finite([torch.linalg.vector_norm(value) for value in predicted.values()], state.batch.unread):
                 raise divergence(task, next(name for name, value in predicted.items() if not finite(value)), None)
         return state
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Refuse an optimizer by which the network would not learn, as :meth:`update` does, before anything else.
+
+        Raises:
+            SettingError: it is none, needs a closure, holds no parameter of the network, or some that were replaced.
+            GraphError: the network is not complete.
+        """
+        with self._turn():
+            self._check_optimizer(optimizer, self.network.fingerprint())
 
     def _check_optimizer(self, optimizer: Optimizer, fingerprint: Fingerprint) -> None:
         """Refuse an optimizer that holds none of the parameters, or some that the network had and has no more."""

@@ -26,11 +26,11 @@ from pcsim.callbacks import BatchRecord, Callback, EpochRecord, History
 from pcsim.clamps import Clamps, Given, Stream
 from pcsim.distributed import Processes, Shares
 from pcsim.errors import DivergenceError, EnergyWarning, FileError, SettingError
-from pcsim.graph.checks import is_number
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.graph.probing import in_mode
-from pcsim.metrics import Accuracy, Metric, Outcome, RelaxedEnergy, RunningMeans, measure_all
+from pcsim.messages import is_number
+from pcsim.metrics import Accuracy, Metric, Outcome, PartialMean, RelaxedEnergy, RunningMeans, measure_all
 from pcsim.random_state import random_state_kept
 from pcsim.simulator import Simulator
 from pcsim.targets import class_axis, target_values, tells_classes
@@ -143,6 +143,7 @@ class Trainer:
                 given = getattr(self, name)
                 shown = type(given).__name__ if isinstance(given, Optimizer) else repr(given)
                 raise SettingError(f"Trainer.{name}: {shown} given, expected {expected}")
+        simulator.check_optimizer(optimizer)
 
     def fit(self, train: Iterable[Any], *, epochs: int, validation: Iterable[Any] | None = None) -> History:
         """Train for so many epochs more; ``trainer.history`` grows, and is returned.
@@ -305,9 +306,17 @@ class Trainer:
         parameters = list(self.simulator.network.parameters())
         if not processes.alone:
             processes.average_gradients(parameters, self._samples)
-        if self.clip is not None and self.clip_by == "norm":
+        if self.clip is None:
+            return
+        for name, parameter in self.simulator.network.named_parameters():
+            if parameter.grad is not None and parameter.grad.layout is not torch.strided:
+                raise SettingError(
+                    f"Trainer.clip: the gradient of {name!r} has the layout {parameter.grad.layout}, which is not "
+                    "clipped; use dense ones, such as those of nn.Embedding(sparse=False), or leave clip out"
+                )
+        if self.clip_by == "norm":
             clip_grad_norm_(parameters, self.clip)
-        elif self.clip is not None:
+        else:
             clip_grad_value_(parameters, self.clip)
 
     def _begin_alike(self) -> None:
@@ -436,7 +445,7 @@ class Trainer:
         shown = target.first if isinstance(target, Stream) else target
         measured = measure_all(self.metrics, Outcome(self.simulator.network, shown, output, trace, mask))
         means.add(measured, samples)
-        return measured
+        return {name: mean.mean if isinstance(mean, PartialMean) else mean for name, mean in measured.items()}
 
     def _schedule(
         self, moment: Literal["epoch", "batch"], metrics: Mapping[str, float | Tensor], samples: int = 0

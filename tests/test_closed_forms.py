@@ -585,7 +585,7 @@ def test_samples_are_those_of_the_torch_seed_and_differ_between_batches() -> Non
     ("options", "message"),
     [
         ({"temperature": -0.1}, "temperature: given -0.1, expected a number of at least 0"),
-        ({"temperature": True}, "temperature: given True, expected a number"),
+        ({"temperature": True}, "temperature: given True, expected a finite number"),
         ({"temperature": 0.1, "momentum": 0.5}, "with momentum=0.5, but samples are taken by plain steps"),
         ({"temperature": 0.1, "tolerance": 1e-3}, "with tolerance=0.001"),
     ],

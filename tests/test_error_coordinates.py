@@ -347,7 +347,7 @@ def test_a_step_at_a_rate_that_is_small_enough_is_plain(engine: str) -> None:
     [
         ({"least_rate": 0.0}, "0 < least_rate"),
         ({"least_rate": 0.9}, "0 < least_rate"),
-        ({"least_rate": True}, "expected a number or None"),
+        ({"least_rate": True}, "expected a finite number or None"),
         ({"least_rate": 0.1, "momentum": 0.5}, "momentum"),
         ({"least_rate": 0.1, "precision": pcsim.Spiking()}, "changes from step to step"),
         ({"least_rate": 0.1, "temperature": 1.0}, "temperature"),

@@ -81,6 +81,7 @@ class OwnEnergy(pcsim.Energy):
         ({"energy": "gaussian"}, r"'new': energy 'gaussian' given, expected an instance of Energy; write Gaussian\(\)"),
         ({"energy": pcsim.CrossEntropy}, r"'new': energy .*CrossEntropy'> given, .*; write CrossEntropy\(\)"),
         ({"energy_weight": "1"}, r"'new': energy_weight '1' given"),
+        ({"precision": nn.Parameter(torch.ones(2))}, "precision given as a parameter, which would not learn"),
     ],
 )
 def test_bad_nodes(options: dict[str, Any], words: str) -> None:
@@ -230,6 +231,13 @@ def test_questions_that_a_cycle_leaves_without_an_answer() -> None:
         (lambda: pcsim.Relaxation(5, momentum=1.0), r"Relaxation\.momentum: given 1\.0, expected 0 <= momentum < 1"),
         (lambda: pcsim.Relaxation(5, nesterov=True), r"Relaxation\.nesterov: needs a momentum"),
         (lambda: pcsim.Relaxation(5, tolerance=0.0), r"Relaxation\.tolerance: given 0\.0"),
+        (lambda: pcsim.Relaxation(5, tolerance="x"), r"Relaxation\.tolerance: given 'x', expected a finite number or"),
+        (lambda: pcsim.Relaxation(5, True), r"Relaxation\.rate: given True, expected a finite number"),
+        (lambda: pcsim.Spiking(alpha="x"), r"Spiking\.alpha: given 'x', expected a finite number of at least 0"),
+        (lambda: pcsim.balance_paths(chain(), "a"), r"balance_paths: rate 'a' given"),
+        (lambda: pcsim.balance_paths(chain(), 0.5, peak=True), r"balance_paths: peak True given"),
+        (lambda: pcsim.Simulator(chain(), engine=lambda net: 3), r"engine: int given, expected an instance of Engine"),
+        (lambda: pcsim.Simulator(chain()).equilibrium({}, tolerance="a"), r"equilibrium: tolerance 'a' given"),
         (lambda: pcsim.Relaxation(5, start="random"), r"Relaxation\.start: given 'random'"),
         (lambda: pcsim.Relaxation(5, precision=1.0), r"Relaxation\.precision: given 1\.0, expected a schedule"),
         (lambda: pcsim.Constant(-1.0), r"Constant\.value: given -1\.0"),
@@ -762,3 +770,9 @@ def test_clamps_of_different_batches_are_refused_whichever_is_larger(sizes: tupl
     clamps = {name: torch.zeros(size, 2) for name, size in zip(("input", "output"), sizes, strict=True)}
     with pytest.raises(ClampError, match=f"'output': batch of {sizes[1]} given, but 'input' has {sizes[0]}"):
         pcsim.Simulator(net).infer(clamps)
+
+
+@pytest.mark.parametrize("initial", ["2", True, 0.0, -1.0, float("inf")])
+def test_a_learned_precision_starts_at_a_positive_number(initial: Any) -> None:
+    with pytest.raises(GraphError, match=r"LearnedPrecision\.initial: given .*expected a positive finite number"):
+        pcsim.LearnedPrecision(initial)

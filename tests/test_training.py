@@ -453,6 +453,25 @@ def test_mean_squared_error_of_units_that_are_given() -> None:
         assert own.evaluate([images]) == {"mean_squared_error": pytest.approx(expected)}
 
 
+def test_metrics_of_batches_of_which_little_is_given() -> None:
+    """Each counts for what it gives, and one that gives nothing for nothing."""
+    images = torch.randn(4, 64)
+    targets = torch.eye(10)[torch.arange(4)]
+    some = torch.tensor([True, True, False, False]).unsqueeze(1).expand(4, 10)
+    unit = torch.zeros(4, 10, dtype=torch.bool).index_fill(1, torch.tensor(0), True)
+    own = trainer(
+        metrics=[pcsim.MeanSquaredError(), Accuracy()],
+        clamps=lambda mask: {"input": images, "output": (torch.where(mask, targets, math.nan), mask)},
+    )
+    predicted = own.simulator.predict({"input": images})["output"]
+    squared = (predicted - targets).square()
+    right = (predicted.argmax(1) == targets.argmax(1)).float()
+    found = own.evaluate([some, torch.zeros_like(some), unit])
+    assert found["mean_squared_error"] == pytest.approx(float((squared[:2].sum() + squared[:, 0].sum()) / 24))
+    assert found["accuracy"] == pytest.approx(float(right[:2].mean()))
+    assert own.evaluate([torch.zeros_like(some)]) == {}
+
+
 def test_mean_squared_error_needs_a_target() -> None:
     own = trainer(metrics=[pcsim.MeanSquaredError()], clamps=lambda batch: {"input": batch[0]})
     with pytest.raises(SettingError, match="MeanSquaredError needs a clamped target"):
@@ -491,6 +510,25 @@ def test_clipping_is_that_of_torch(by: Any) -> None:
     unclipped = trainer()
     unclipped.fit(noise(), epochs=2)
     assert not same(weights(own.simulator), weights(unclipped.simulator))
+
+
+@pytest.mark.parametrize("by", CLIPS)
+def test_sparse_gradients_are_not_clipped(by: Any) -> None:
+    net = pcsim.Network()
+    net.add_node("input", (3,))
+    net.add_node("output", (2,))
+    net.add_edge("input", "output", nn.EmbeddingBag(7, 2, sparse=True, mode="sum"))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    own = pcsim.Trainer(pcsim.Simulator(net), optimizer, clip=0.1, clip_by=by, progress=False)
+    with pytest.raises(SettingError, match=r"clip: the gradient of 'edges.input->output.module.weight' has the layout"):
+        own.fit([(torch.randint(7, (5, 3)), torch.randn(5, 2))], epochs=1)
+
+
+def test_a_module_that_is_exchanged_after_the_trainer_is_made() -> None:
+    own = trainer()
+    own.simulator.network.edges["input->hidden1"].module = nn.Linear(64, 32)
+    with pytest.raises(SettingError, match="holds 2 parameters that this network had and that have been replaced"):
+        own.fit(noise(), epochs=1)
 
 
 @pytest.mark.parametrize("by", CLIPS)

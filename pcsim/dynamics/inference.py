@@ -17,7 +17,7 @@ from pcsim.graph.clamping import Clamping
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.graph.rewrite import is_auxiliary
-from pcsim.messages import listed
+from pcsim.messages import is_number, listed
 
 
 @attrs.frozen
@@ -78,10 +78,12 @@ class Relaxation:
     def __attrs_post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
             raise SettingError(f"Relaxation.steps: given {self.steps!r}, expected a whole number of at least 0")
-        for name in ("rate", "momentum"):
-            if not isinstance(getattr(self, name), int | float):
-                raise SettingError(f"Relaxation.{name}: given {getattr(self, name)!r}, expected a number")
-        if not 0 < self.rate < float("inf"):
+        for name in ("rate", "momentum", "temperature", "multipliers", "tolerance", "least_rate"):
+            given, optional = getattr(self, name), name in ("tolerance", "least_rate")
+            if not (is_number(given) or (given is None and optional)):
+                expected = f"a finite number{' or None' if optional else ''}"
+                raise SettingError(f"Relaxation.{name}: given {given!r}, expected {expected}")
+        if self.rate <= 0:
             raise SettingError(
                 f"Relaxation.rate: given {self.rate}, expected a positive number (about 0.05 to 0.8); a negative rate "
                 "would climb the energy"
@@ -100,16 +102,11 @@ class Relaxation:
         if self.start not in ("zeros", "previous"):
             raise SettingError(f"Relaxation.start: given {self.start!r}, expected 'zeros' or 'previous'")
         for name in ("temperature", "multipliers"):
-            given = getattr(self, name)
-            if isinstance(given, bool) or not isinstance(given, int | float):
-                raise SettingError(f"Relaxation.{name}: given {given!r}, expected a number")
-            if not 0 <= given < float("inf"):
-                raise SettingError(f"Relaxation.{name}: given {given}, expected a number of at least 0")
+            if getattr(self, name) < 0:
+                raise SettingError(f"Relaxation.{name}: given {getattr(self, name)}, expected a number of at least 0")
         if not isinstance(self.hold_predictions, bool):
             raise SettingError(f"Relaxation.hold_predictions: given {self.hold_predictions!r}, expected True or False")
         least = self.least_rate
-        if least is not None and (isinstance(least, bool) or not isinstance(least, int | float)):
-            raise SettingError(f"Relaxation.least_rate: given {least!r}, expected a number or None")
         if least is not None and not 0 < least <= self.rate:
             raise SettingError(f"Relaxation.least_rate: given {least}, expected 0 < least_rate <= rate ({self.rate:g})")
         self._leave_out("multipliers", "hold_predictions", "tolerance", why="multipliers grow by errors that change")

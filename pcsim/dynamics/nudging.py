@@ -10,6 +10,7 @@ import attrs
 from pcsim.dynamics.learning import LearningRule
 from pcsim.errors import SettingError
 from pcsim.graph.clamping import Clamping
+from pcsim.messages import is_number
 
 Own = TypeVar("Own", bound="Nudge")
 
@@ -31,8 +32,7 @@ class Nudge(ABC):
     centred: bool = attrs.field(default=False, kw_only=True)
 
     def __attrs_post_init__(self) -> None:
-        known = isinstance(self.beta, int | float) and not isinstance(self.beta, bool)
-        if not known or not 0 < abs(self.beta) <= 1:
+        if not is_number(self.beta) or not 0 < abs(self.beta) <= 1:
             kind = type(self).__name__
             raise SettingError(f"{kind}.beta: given {self.beta!r}, expected a number from -1 to 1 other than 0")
         if self.centred and self.beta < 0:

@@ -11,6 +11,7 @@ from typing import Literal
 import attrs
 
 from pcsim.errors import PrecisionWarning, SettingError
+from pcsim.messages import is_number
 
 
 class PrecisionSchedule(ABC):
@@ -40,9 +41,9 @@ class PrecisionSchedule(ABC):
 
 
 def _at_least_zero(instance: object, attribute: attrs.Attribute[float], number: float) -> None:
-    if not 0 <= number < float("inf"):
+    if not is_number(number) or number < 0:
         raise SettingError(
-            f"{type(instance).__name__}.{attribute.name}: given {number}, expected a finite number of at least 0; a "
+            f"{type(instance).__name__}.{attribute.name}: given {number!r}, expected a finite number of at least 0; a "
             "negative precision would reward errors"
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -50,12 +49,6 @@ def shape(node: str, given: object) -> tuple[int, ...]:
     if len(found) != len(axes) or any(size <= 0 for size in found):
         raise GraphError(f"node {node!r}: shape {given!r} given, expected positive numbers, batch axis left out")
     return found
-
-
-def is_number(given: object) -> bool:
-    """Whether something is a finite number, Python's or NumPy's; a truth value is none."""
-    known = isinstance(given, int | float | np.integer | np.floating) and not isinstance(given, bool)
-    return known and math.isfinite(given)  # type: ignore[arg-type]
 
 
 def module(argument: str, given: object) -> None:

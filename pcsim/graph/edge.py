@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pcsim.errors import GraphError, StateError
 from pcsim.graph import checks
 from pcsim.graph.part import Part
+from pcsim.messages import is_number
 
 if TYPE_CHECKING:
     from pcsim.graph.network import Network
@@ -62,7 +63,7 @@ class Edge(Part):
 
     @gain.setter
     def gain(self, gain: float) -> None:
-        if not checks.is_number(gain):
+        if not is_number(gain):
             raise GraphError(f"edge {self.name!r}: gain {gain!r} given, expected a finite number")
         self._gain = float(gain)
         self.network.revision += 1

@@ -12,10 +12,11 @@ from torch.nn import functional
 
 from pcsim.errors import GraphError
 from pcsim.graph.energy import Energy, Scale
+from pcsim.messages import is_number
 
 
 def _positive(instance: object, attribute: attrs.Attribute[float], number: float) -> None:
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < float("inf"):
+    if not is_number(number) or number <= 0:
         raise GraphError(
             f"{type(instance).__name__}.{attribute.name}: given {number!r}, expected a positive finite number"
         )

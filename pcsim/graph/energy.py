@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pcsim.errors import GraphError
+from pcsim.messages import is_number
 
 Scale = Tensor | float
 """A factor on an energy: a number, or a tensor that broadcasts to the node's value."""
@@ -134,9 +135,9 @@ class CrossEntropy(Energy):
 
 
 def _positive(instance: object, attribute: attrs.Attribute[float], number: float) -> None:
-    if not 0 < number < float("inf"):
+    if not is_number(number) or number <= 0:
         raise GraphError(
-            f"LearnedPrecision.{attribute.name}: given {number}, expected a positive finite number; the precision is "
+            f"LearnedPrecision.{attribute.name}: given {number!r}, expected a positive finite number; the precision is "
             "learned as its logarithm"
         )
 

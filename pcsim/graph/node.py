@@ -15,6 +15,7 @@ from pcsim.graph.combining import Sum
 from pcsim.graph.energy import Energy, Gaussian, LearnedPrecision
 from pcsim.graph.part import Part
 from pcsim.graph.probing import integers_taken
+from pcsim.messages import is_number
 
 if TYPE_CHECKING:
     from pcsim.graph.edge import Edge
@@ -193,6 +194,11 @@ class Node(Part):
             self._number, self.log_precision = 1.0, nn.Parameter(start)
             self.network.revision += 1
             return
+        if isinstance(precision, nn.Parameter):
+            raise GraphError(
+                f"node {self.name!r}: precision given as a parameter, which would not learn as one; give "
+                "LearnedPrecision(), whose logarithm does, or the parameter's detach()"
+            )
         if isinstance(precision, Tensor):
             if precision.shape not in (torch.Size(()), torch.Size(self.shape)):
                 raise GraphError(
@@ -203,7 +209,7 @@ class Node(Part):
                 raise GraphError(f"node {self.name!r}: a precision is negative or not finite; give at least 0")
             checks.energy(self, self._energy_function, per_unit=precision.dim() > 0)
             self._buffers["own_precision"] = precision.detach().clone().to(self.device)
-        elif not checks.is_number(precision) or precision < 0:
+        elif not is_number(precision) or precision < 0:
             raise GraphError(
                 f"node {self.name!r}: precision {precision!r} given, expected a finite number of at least 0"
             )
@@ -249,7 +255,7 @@ class Node(Part):
 
     @energy_weight.setter
     def energy_weight(self, weight: float) -> None:
-        if not checks.is_number(weight) or weight < 0:
+        if not is_number(weight) or weight < 0:
             raise GraphError(
                 f"node {self.name!r}: energy_weight {weight!r} given, expected a finite number of at least 0"
             )
@@ -263,7 +269,7 @@ class Node(Part):
 
     @constant.setter
     def constant(self, constant: float | None) -> None:
-        if constant is not None and not checks.is_number(constant):
+        if constant is not None and not is_number(constant):
             raise GraphError(f"node {self.name!r}: constant {constant!r} given, expected a finite number, or None")
         if constant is not None and self.deterministic:
             raise GraphError(

@@ -15,6 +15,7 @@ from pcsim.graph.energy import LearnedPrecision
 from pcsim.graph.levels import simple_graph
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
+from pcsim.messages import is_number
 
 AUXILIARY_NAME = re.compile(r"/aux[1-9]\d*$")
 
@@ -60,11 +61,11 @@ def balance_paths(
         GraphError: the network has a cycle, or a target is not in it.
         SettingError: the rate or the peak is not positive.
     """
-    if not 0 < rate < float("inf"):
-        raise SettingError(f"balance_paths: rate {rate} given, expected the positive rate of the relaxation")
-    if not 0 < peak < float("inf"):
+    if not is_number(rate) or rate <= 0:
+        raise SettingError(f"balance_paths: rate {rate!r} given, expected the positive rate of the relaxation")
+    if not is_number(peak) or peak <= 0:
         raise SettingError(
-            f"balance_paths: peak {peak} given, expected the positive precision of the relaxation at the arrival"
+            f"balance_paths: peak {peak!r} given, expected the positive precision of the relaxation at the arrival"
         )
     weight = 1.0 / (rate * peak)
     _refuse_cycles(net)
