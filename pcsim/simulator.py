@@ -325,7 +325,6 @@ class Simulator:
                     raise
                 # Once more, looking at every step, for the node and the step at which it was lost.
                 state = self._learn_each_step(task, attrs.evolve(batch, late=False), optimizer)
-            self._count(state)
             return self._finish(state)
 
     def _learn_each_step(self, task: Task, batch: Batch, optimizer: Optimizer) -> State:
@@ -341,7 +340,9 @@ class Simulator:
         weights = [parameter.detach().clone() for parameter in self.network.parameters()]
         moments = copy.deepcopy(optimizer.state_dict())
         try:
-            return self._checked_outputs(self.engine.relax(task, batch, learn))
+            state = self._checked_outputs(self.engine.relax(task, batch, learn))
+            self._count(state)
+            return state
         except BaseException:
             with torch.no_grad():
                 for parameter, before in zip(self.network.parameters(), weights, strict=True):
@@ -400,11 +401,19 @@ class Simulator:
         self._optimizer = weakref.ref(optimizer), fingerprint
 
     def _count(self, state: State) -> None:
-        """Let what is kept of each batch take it in, once (arXiv 2506.23800, Eq. 6)."""
+        """Let what is kept of each batch take it in, once and as a whole (arXiv 2506.23800, Eq. 6)."""
         fingerprint = state.task.fingerprint
-        if (fingerprint.normalising or fingerprint.moving) and not state.counted:
+        if state.counted or not (fingerprint.normalising or fingerprint.moving):
+            return
+        owners = [module for part in (*fingerprint.normalising, *fingerprint.moving) for module in part.modules()]
+        held = [(owner, name, b, b.clone()) for owner in owners for name, b in owner._buffers.items() if b is not None]
+        try:
             self.engine.update_statistics(state)
-            state.counted = True
+        except BaseException:
+            for owner, name, buffer, before in held:
+                owner._buffers[name] = buffer.copy_(before)
+            raise
+        state.counted = True
 
     def predict(self, clamps: Clamps, *, precision: ByNode | None = None) -> dict[str, Tensor]:
         """Values of all nodes, given some (SPEC §2, Test); the state that nodes and edges show stays as it is.

@@ -1327,3 +1327,48 @@ def test_running_statistics_leave_what_nodes_show(rule: pcsim.LearningRule) -> N
         shown.append((net["readout"].value, net["readout"].forward_prediction))
     for one, other in zip(*shown, strict=True):
         torch.testing.assert_close(one, other)
+
+
+class Counting(nn.Module):
+    """Counts its evaluations in a buffer, and in ``calls``, the last of which it may be interrupted in."""
+
+    calls, interrupted_at = 0, 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, value: Tensor) -> Tensor:
+        Counting.calls += 1
+        if Counting.calls == Counting.interrupted_at:
+            raise KeyboardInterrupt
+        self.seen.add_(1)
+        return torch.sin(value)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("rule", [pcsim.SettledUpdate(), pcsim.IncrementalUpdate()], ids=str)
+def test_statistics_that_were_interrupted_count_nothing(rule: pcsim.LearningRule, engine: str) -> None:
+    """They are the last that an update evaluates before the weights of a relaxed state learn."""
+
+    def updated(interrupted_at: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        torch.manual_seed(0)
+        net = pcsim.topologies.mlp([4, 4, 4, 2])
+        net["hidden1"].transfer = nn.BatchNorm1d(4)
+        net.edges["hidden1->hidden2"].module = nn.Sequential(nn.Linear(4, 4), Counting())
+        sim = pcsim.Simulator(net, pcsim.Relaxation(4, 0.1), rule, engine=engine)
+        before = copy.deepcopy(net.state_dict())
+        Counting.calls, Counting.interrupted_at = 0, interrupted_at
+        clamps = {"input": torch.randn(3, 4), "output": torch.randn(3, 2)}
+        optimizer = optim.SGD(net.parameters(), lr=0.1)
+        if interrupted_at:
+            with pytest.raises(KeyboardInterrupt):
+                sim.update(clamps, optimizer)
+        else:
+            sim.update(clamps, optimizer)
+        return before, net.state_dict()
+
+    before, after = updated(0)
+    assert int(after["nodes.hidden1.transfer.num_batches_tracked"]) == 1
+    before, after = updated(Counting.calls)
+    assert all(torch.equal(before[name], after[name]) for name in before)
