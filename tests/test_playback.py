@@ -177,6 +177,26 @@ def test_what_is_given_changes_from_batch_to_batch(stand_in: list[StandIn]) -> N
     same_either_way(run, stand_in, replays=10)
 
 
+def test_precisions_that_are_numbers_and_tensors(stand_in: list[StandIn]) -> None:
+    """Nodes of one group, whose precisions are set anew, or moved, between batches."""
+
+    def run(graphs: bool) -> list[Tensor]:
+        net, found = pcsim.topologies.mlp([6, 8, 8, 8, 3]), list[Tensor]()
+        net["hidden2"].precision, net["hidden3"].precision = torch.rand(8), pcsim.LearnedPrecision(0.5)
+        sim = simulator(net, RELAXATION, graphs=graphs)
+        optimizer = SGD(net.parameters(), lr=0.1)
+        for number in range(16):
+            sim.update({"input": torch.randn(4, 6), "output": torch.randn(4, 3)}, optimizer)
+            if number == 5:
+                net["hidden2"].own_precision.mul_(0.5)
+            if number == 9:
+                net["hidden1"].precision = 0.7
+            found += [node.value.clone() for node in net.nodes.values()]
+        return [*found, *net.state_dict().values()]
+
+    same_either_way(run, stand_in, replays=20)
+
+
 @pytest.mark.parametrize("network", ["chain", "images, normalised"])
 def test_centred_nudging(network: str, stand_in: list[StandIn]) -> None:
     """Two runs of the same task, one nudged the other way."""

@@ -169,7 +169,9 @@ def _own_scale(memory: Memory, arena: Arena, nodes: Sequence[Node], factors: Seq
     scales, given = [], memory.at_hand().precision
     for node, factor in zip(nodes, factors, strict=True):
         own = given.get(node.name, node.own_precision)
-        scale = factor * torch.as_tensor(own, dtype=arena.dtype, device=arena.device).detach()
+        if not isinstance(own, Tensor):  # made on the device, where a run that is captured brings nothing from the host
+            own = torch.full((), own, dtype=arena.dtype, device=arena.device)
+        scale = factor * own.to(arena.device, arena.dtype).detach()
         if node.name not in given:
             scale = scale.view(1, *(scale.shape or [1] * len(node.shape)))
         scales.append(scale)
