@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import pcsim
+from pcsim import verify
 from pcsim.engine.batched import playback
 from pcsim.engine.kernels import kernel as kernels
-from pcsim.errors import DivergenceError
+from pcsim.errors import DivergenceError, StateError
 from tests.test_devices import CASES, NETWORKS, RELAXATIONS, RULES, batch_of
 
 aten = torch.ops.aten
@@ -349,3 +353,34 @@ def test_measured_and_copied(stand_in: list[StandIn]) -> None:
     sim.infer(clamps)
     for name in net.nodes:
         assert torch.equal(other.network[name].value, net[name].value)
+
+
+@pytest.mark.filterwarnings("ignore::pcsim.PCWarning")
+@pytest.mark.parametrize("graphs", [15, pytest.param(150, marks=pytest.mark.slow)])
+def test_random_networks_are_played_back(graphs: int, stand_in: list[StandIn]) -> None:
+    def check(case: verify.Case) -> None:
+        left = []
+        for played in (False, True):
+            sim = case.copy().simulator(partial(pcsim.BatchedEngine, cuda_graphs=played))
+            torch.manual_seed(0)
+            found = list[Tensor]()
+            for _ in range(5):
+                sim.infer(case.clamps)
+                found += [node.value.clone() for node in sim.network.nodes.values()]
+                with suppress(StateError):  # nothing to learn, or a rule that learns at every step
+                    found += sim.gradients().values()
+            left.append(found)
+        for one, other in zip(*left, strict=True):
+            assert torch.equal(one, other)
+
+    graphs_of_kernels = verify.networks(
+        combines=False,
+        node_factory=lambda shape: {"transfer": nn.Tanh()},
+        edge_factory=lambda source, contribution: nn.Linear(source[0], contribution[0]),
+        node_shapes=st.tuples(st.integers(1, 4)),
+    )
+    drawn = given(verify.cases(graphs_of_kernels, rules=(*verify.RULES, pcsim.ArrivalUpdate())))(check)
+    settings(
+        max_examples=graphs, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )(drawn)()
+    assert sum(graph.replays for graph in stand_in) > graphs
