@@ -1157,7 +1157,7 @@ MUTANTS = (
     ),
     Mutant(
         "simulator.py",
-        "            state.counted = True\n",
+        "        state.counted = True\n",
         "",
         "Running statistics move once more with a second update.",
     ),

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_devices import CASES, NETWORKS, RELAXATIONS, RULES, batch_of
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +27,6 @@ from pcsim import verify
 from pcsim.engine.batched import playback
 from pcsim.engine.kernels import kernel as kernels
 from pcsim.errors import DivergenceError, StateError
-from tests.test_devices import CASES, NETWORKS, RELAXATIONS, RULES, batch_of
 
 aten = torch.ops.aten
 UNCAPTURED = (aten._local_scalar_dense.default, aten.lift_fresh.default, aten.scalar_tensor.default)
