@@ -18,6 +18,7 @@ import pcsim
 from pcsim import verify
 from pcsim.arguments import OF_PLACE, constructor_arguments
 from pcsim.engine.batched.engine import BatchedEngine
+from pcsim.engine.kernels import pooled as pooled_activation
 from pcsim.engine.kernels import products
 from pcsim.engine.kernels.kernel import _KERNELS, Call, kernel_for
 from pcsim.engine.kernels.pooled import PooledActivation
@@ -242,8 +243,9 @@ POOLINGS = [nn.MaxPool2d(2), nn.MaxPool2d((3, 2), stride=(2, 1), padding=1, dila
 @pytest.mark.parametrize("pooling", POOLINGS, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 def test_an_activation_and_its_pooling_as_one_equal_autograd(
-    activation: nn.Module, pooling: nn.Module, layout: torch.memory_format
+    activation: nn.Module, pooling: nn.Module, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pooled_activation, "LARGEST_PART", 1000)
     kernels = [kernel_for(module, (3, 6, 5)) for module in (activation, pooling)]
     assert [type(kernel).__name__ for kernel in kernels] == [type(activation).__name__, "MaxPool2d"]
     kernel, both = PooledActivation(*kernels), nn.Sequential(activation, pooling)  # type: ignore[arg-type]

@@ -11,13 +11,16 @@ from pcsim.engine.kernels.activation import Activation
 from pcsim.engine.kernels.images import MaxPool2d
 from pcsim.engine.kernels.kernel import Call, Kernel
 
+LARGEST_PART = 2**20
+"""Bytes of the images that are activated at once, where all of them are pooled."""
+
 
 class PooledActivation(Kernel[nn.Sequential]):
     """An activation of images, followed by ``nn.MaxPool2d``.
 
     No image before the pooling is kept. Where an activation never falls, the largest value of a window has the largest
     input, so that pooling comes first, and the activation is computed of the pooled images, with a quarter of the units
-    where windows are 2x2. So is the derivative of any activation.
+    where windows are 2x2. So is the derivative of any activation. Of others a few images are activated at a time.
 
     Args:
         activation: the kernel of the module's first part.
@@ -40,7 +43,15 @@ class PooledActivation(Kernel[nn.Sequential]):
             if self._activation.reads == "input":
                 saved["chosen"] = largest
             return self._activation.forward(activate, largest, out)
-        pooled = self._pooling.forward(pooling, self._activation.forward(activate, value), out)
+        if out is None or "indices" not in saved:
+            pooled = self._pooling.forward(pooling, self._activation.forward(activate, value), out)
+        else:
+            pooled = out
+            count = min(len(value), -(-value.numel() * value.element_size() // LARGEST_PART))
+            parts = (tensor.tensor_split(count) for tensor in (value, out, saved["indices"]))
+            for images, goal, indices in zip(*parts, strict=True):
+                alone = Call(call.module[1], {}, {"indices": indices})
+                self._pooling.forward(alone, self._activation.forward(activate, images), goal)
         if self._activation.reads == "input":
             saved["chosen"] = _at(value, saved["indices"])
         return pooled
