@@ -824,7 +824,7 @@ MUTANTS = (
     ),
     Mutant(
         "graph/fingerprint.py",
-        "*chain.from_iterable(shapes), *more, *own",
+        "*chain.from_iterable(shapes), *hooks, *more, *own",
         "*chain.from_iterable(shapes)",
         "What is put on a module after its edge was added is not looked at.",
     ),

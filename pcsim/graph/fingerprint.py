@@ -127,6 +127,8 @@ def identity_of(modules: Iterable[nn.Module]) -> tuple[int, ...]:
     """
     parts = [part for module in modules for part in (module.modules() if module._modules else (module,))]
     shapes = (p.shape for part in parts for p in part._parameters.values() if p is not None and not is_lazy(p))
-    more = (len(each) for part in parts for each in (part._forward_hooks, part._forward_pre_hooks, part._buffers))
+    # The keys of hooks are numbers, none of which is given twice.
+    hooks = (key for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks) for key in hooks)
+    more = (len(part._buffers) for part in parts)
     own = (id(part.__dict__["forward"]) for part in parts if "forward" in part.__dict__)
-    return *map(id, parts), *chain.from_iterable(shapes), *more, *own
+    return *map(id, parts), *chain.from_iterable(shapes), *hooks, *more, *own
