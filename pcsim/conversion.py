@@ -280,10 +280,9 @@ class ForwardPass(nn.Module):
         predicted = [node for node in made if node.constant is None]
         self._predicted = [(node.name, [(edge.name, edge.source_name) for edge in node.incoming]) for node in predicted]
         self.nodes, self.edges = nn.ModuleDict(), nn.ModuleDict()
-        for node in order:
-            if node in predicted:
-                self.nodes[node.name] = node
-                self.edges.update({edge.name: edge for edge in node.incoming})
+        for node in predicted:
+            self.nodes[node.name] = node
+            self.edges.update({edge.name: edge for edge in node.incoming})
 
     def forward(self, *values: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Values of the outputs, (batch, *shape): one tensor, or a tuple where there are several.

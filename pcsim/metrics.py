@@ -44,6 +44,10 @@ class PartialMean(NamedTuple):
     of: Tensor
     """How much of the batch it is over, 0 to 1, 0-d."""
 
+    def detach(self) -> PartialMean:
+        """The same, without what it was computed by."""
+        return PartialMean(self.mean.detach(), self.of.detach())
+
 
 class Metric(ABC):
     """Base class of metrics; a user's own needs only ``measure``."""
@@ -155,9 +159,7 @@ def measure_all(metrics: Sequence[Metric], outcome: Outcome) -> dict[str, Tensor
                 raise SettingError(
                     f"metric {name!r} is measured twice, the second time by {metric}; drop or rename one"
                 )
-            measured[name] = (
-                PartialMean(*(part.detach() for part in mean)) if isinstance(mean, PartialMean) else mean.detach()
-            )
+            measured[name] = mean.detach()
     return measured
 
 

@@ -40,7 +40,7 @@ from pcsim.graph.fingerprint import Fingerprint
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.graph.probing import in_mode
-from pcsim.graph.statistics import frozen_statistics
+from pcsim.graph.statistics import buffers_put_back, frozen_statistics
 from pcsim.messages import instead_of, is_number, listed
 from pcsim.trace import Trace
 
@@ -403,16 +403,11 @@ class Simulator:
     def _count(self, state: State) -> None:
         """Let what is kept of each batch take it in, once and as a whole (arXiv 2506.23800, Eq. 6)."""
         fingerprint = state.task.fingerprint
-        if state.counted or not (fingerprint.normalising or fingerprint.moving):
+        if state.counted or not fingerprint.counts:
             return
-        owners = [module for part in (*fingerprint.normalising, *fingerprint.moving) for module in part.modules()]
-        held = [(owner, name, b, b.clone()) for owner in owners for name, b in owner._buffers.items() if b is not None]
-        try:
+        moving = (module for part in fingerprint.moving for module in part.modules())
+        with buffers_put_back([*fingerprint.normalising, *moving]):
             self.engine.update_statistics(state)
-        except BaseException:
-            for owner, name, buffer, before in held:
-                owner._buffers[name] = buffer.copy_(before)
-            raise
         state.counted = True
 
     def predict(self, clamps: Clamps, *, precision: ByNode | None = None) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from pcsim.errors import DivergenceError, EnergyWarning, FileError, SettingError
 from pcsim.graph.network import Network
 from pcsim.graph.node import Node
 from pcsim.graph.probing import in_mode
+from pcsim.graph.statistics import buffers_put_back
 from pcsim.messages import is_number
 from pcsim.metrics import Accuracy, Metric, Outcome, PartialMean, RelaxedEnergy, RunningMeans, measure_all
 from pcsim.random_state import random_state_kept
@@ -308,8 +309,9 @@ class Trainer:
             processes.average_gradients(parameters, self._samples)
         if self.clip is None:
             return
-        for name, parameter in self.simulator.network.named_parameters():
+        for parameter in parameters:
             if parameter.grad is not None and parameter.grad.layout is not torch.strided:
+                name = next(name for name, own in self.simulator.network.named_parameters() if own is parameter)
                 raise SettingError(
                     f"Trainer.clip: the gradient of {name!r} has the layout {parameter.grad.layout}, which is not "
                     "clipped; use dense ones, such as those of nn.Embedding(sparse=False), or leave clip out"
@@ -421,16 +423,14 @@ class Trainer:
     def _update(self, clamps: dict[str, Given], samples: int, place: str) -> Trace:
         network, self._samples = self.simulator.network, samples
         # A batch that another process cannot finish has already been counted into this one's running statistics.
-        before = [] if self._processes.alone else [buffer.clone() for buffer in network.buffers()]
+        counted = () if self._processes.alone else network.modules()
         try:
-            return self.simulator.update(clamps, self.optimizer)
-        except BaseException as error:
-            with torch.no_grad():
-                for buffer, old in zip(network.buffers(), before, strict=bool(before)):
-                    buffer.copy_(old)
-            if isinstance(error, DivergenceError) and not self._processes.over:
-                raise DivergenceError(f"{place}: {error}; it changed no weights") from error
-            raise
+            with buffers_put_back(counted):
+                return self.simulator.update(clamps, self.optimizer)
+        except DivergenceError as error:
+            if self._processes.over:
+                raise
+            raise DivergenceError(f"{place}: {error}; it changed no weights") from error
 
     def _measure(
         self,

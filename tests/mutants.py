@@ -812,8 +812,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/planning/plan.py",
-        "closing()[1] if task.closes or counts else",
-        "closing()[1] if task.closes else",
+        "closing()[1] if self.task.closes or counts else",
+        "closing()[1] if self.task.closes else",
         "Running statistics put the last prediction in the place of the first.",
     ),
     Mutant(
@@ -854,7 +854,7 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/program.py",
-        'return "forward" if self._task.learns_forward or self._task.rule.at_arrival else "present"',
+        'return "forward" if self._task.reads_forward else "present"',
         'return "forward" if self._task.learns_forward else "present"',
         "The arrival rule's running statistics are of the relaxed state.",
     ),
@@ -1898,7 +1898,7 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/playback.py",
-        "if self.refused or self._latest is None or moved:",
+        "if self.refused or self._latest is None or self._places() != self._addresses:",
         "if self.refused or self._latest is None:",
         "Learning is played back on weights that lie elsewhere since the run.",
     ),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_devices import CASES, NETWORKS, RELAXATIONS, RULES, batch_of
+from test_devices import CASES, NETWORKS, RELAXATIONS, RULES, batch_of, with_transfer
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -290,13 +290,7 @@ def test_what_cannot_be_captured_is_called(stand_in: list[StandIn], monkeypatch:
 
     def network() -> pcsim.Network:
         torch.manual_seed(0)
-        net = pcsim.Network()
-        net.add_node("input", (6,))
-        net.add_node("hidden", (8,), transfer=nn.Softsign())
-        net.add_node("output", (3,))
-        net.add_edge("input", "hidden", nn.Linear(6, 8))
-        net.add_edge("hidden", "output", nn.Linear(8, 3))
-        return net
+        return with_transfer(nn.Softsign)()
 
     called, played = network(), network()
     sims = [simulator(net, RELAXATION, graphs=net is played) for net in (called, played)]

@@ -537,7 +537,7 @@ def update_statistics(state: State) -> None:
     """Evaluate all modules that keep statistics once more, on the activity that the rule learns from, and let them."""
     task, batch = state.task, state.batch
     activity = dict(state.forward_value)
-    if not (task.learns_forward or task.rule.at_arrival):
+    if not task.reads_forward:
         # Evaluated anew: values of deterministic nodes follow from the others', and from weights that may move.
         with torch.no_grad(), frozen_statistics(task.fingerprint.normalising):
             now = Evaluation(state, state.last_step, later=True)

@@ -96,6 +96,11 @@ class Task:
         """Whether what the weights learn from is taken from the forward pass, and the errors from their values."""
         return self.rule.at_forward or self.held
 
+    @property
+    def reads_forward(self) -> bool:
+        """Whether the activity that the weights learn from is that of the forward pass."""
+        return self.learns_forward or self.rule.at_arrival
+
     def scheduled(self, node: str, step: int) -> float:
         """The schedule's factor on a node's own precision at a step."""
         return self.relaxation.precision.at(step, self.clamping.levels.get(node), self.relaxation.steps)

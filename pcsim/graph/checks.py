@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -349,10 +350,9 @@ def one_dtype(network: Network) -> None:
     placed = any(node.device is not None for node in network.nodes.values())
     modules: list[tuple[Part, nn.Module]] = [(edge, edge.module) for edge in network.edges.values()]
     modules += [(node, module) for node in network.nodes.values() for module in (node.transfer, node.combine)]
-    held: list[tuple[Part, Tensor]] = [(part, p) for part, module in modules for p in parameters_of(module)]
-    learned = ((node, node.prior) for node in network.nodes.values())
-    held += [(node, prior) for node, prior in learned if isinstance(prior, nn.Parameter)]
-    for part, parameter in held:
+    held = ((part, parameter) for part, module in modules for parameter in parameters_of(module))
+    learned = ((node, node.prior) for node in network.nodes.values() if isinstance(node.prior, nn.Parameter))
+    for part, parameter in chain(held, learned):
         if not parameter.is_floating_point():
             continue
         first, like = found = found or (part, parameter)

@@ -87,6 +87,11 @@ class Fingerprint:
         return [*chain.from_iterable(map(dict.values, self._settings))]
 
     @property
+    def counts(self) -> bool:
+        """Whether anything in the network keeps something of the batches that it has seen."""
+        return bool(self.normalising or self.moving)
+
+    @property
     def tensor_options(self) -> tuple[torch.dtype, torch.device] | None:
         """Dtype and device of the first floating parameter; None if there is none."""
         return next(((p.dtype, p.device) for p in self.parameters if p.is_floating_point()), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -14,6 +15,19 @@ RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 def normalises(module: nn.Module) -> bool:
     """Whether a module is one of torch's that keeps running statistics of what it normalises."""
     return isinstance(module, _NormBase) and module._buffers.get("running_mean") is not None
+
+
+@contextmanager
+def buffers_put_back(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Leave the buffers of these modules as they were where what is done within fails."""
+    held = [(m, name, b, b.clone()) for m in modules for name, b in m._buffers.items() if b is not None]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for module, name, buffer, before in held:
+                module._buffers[name] = buffer.copy_(before)
+        raise
 
 
 @contextmanager

@@ -130,8 +130,7 @@ class Playback:
 
     def go_on(self, stage: Hashable, work: Callable[[], object]) -> None:
         """Do the work of a stage that reads what the first one has left."""
-        moved = self._latest is not None and self._addresses != self._places()
-        if self.refused or self._latest is None or moved:
+        if self.refused or self._latest is None or self._places() != self._addresses:
             work()
             self._called.add(stage)
         else:

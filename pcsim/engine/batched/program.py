@@ -28,6 +28,7 @@ from pcsim.engine.planning.wiring import Factors, Mask, Positions
 from pcsim.engine.probe import Probed
 from pcsim.engine.problem import Batch, Gradients, Record, State, Values, all_finite, free_energies, record
 from pcsim.engine.rates import Rates
+from pcsim.graph.part import Part
 from pcsim.graph.statistics import frozen_statistics
 from pcsim.messages import listed
 
@@ -141,11 +142,6 @@ class Program:
         if self._task.fingerprint.stochastic:
             return "a module may draw random numbers"
         return f"autograd computes {listed(traced, 3)}" if traced else ""
-
-    @property
-    def _watches(self) -> bool:
-        """Whether values are looked at, or given anew, between two steps."""
-        return bool(self._task.probes or self._task.streams)
 
     @property
     def _learns_on_the_way(self) -> bool:
@@ -455,7 +451,7 @@ class Program:
 
     @property
     def _activity_learned_from(self) -> Activity:
-        return "forward" if self._task.learns_forward or self._task.rule.at_arrival else "present"
+        return "forward" if self._task.reads_forward else "present"
 
     # What a run leaves
 
@@ -508,10 +504,17 @@ class Program:
         """Whether modules keep statistics of the forward pass that have been evaluated on other values since."""
         if self._activity_learned_from != "forward":
             return False
-        keeping = {id(module) for module in self._task.fingerprint.normalising}
         nodes = (self._wiring.nodes[position] for position in np.flatnonzero(self.plan.rewritten).tolist())
-        parts = (part for node in nodes for part in (node, *node.incoming))
-        return any(part.moves or any(id(module) in keeping for module in part.modules()) for part in parts)
+        return any(self._counts(part) for node in nodes for part in (node, *node.incoming))
+
+    @cached_property
+    def _keeping(self) -> set[int]:
+        """Modules that keep running statistics, by identity."""
+        return {id(module) for module in self._task.fingerprint.normalising}
+
+    def _counts(self, part: Part) -> bool:
+        """Whether a node or edge keeps anything of the batches that it has seen."""
+        return part.moves or any(id(module) in self._keeping for module in part.modules())
 
     def update_statistics(self, steps: int) -> None:
         """Evaluate the modules that keep statistics once more, on the activity that they saw last, and let them."""
@@ -523,32 +526,30 @@ class Program:
                 for operation in self.closing(steps):
                     operation.call()
         self._memory.compile_after(self.plan.moved(steps))
-        keeping = {id(module) for module in self._task.fingerprint.normalising}
         for edge in self._memory.edges:
-            self._count_edge(edge, keeping, activity)
+            self._count_edge(edge, activity)
         for node in self._memory.nodes:
-            self._count_node(node, keeping)
+            self._count_node(node)
 
-    def _count_edge(self, edge: EdgeMemory, keeping: set[int], activity: Activity) -> None:
+    def _count_edge(self, edge: EdgeMemory, activity: Activity) -> None:
         owner, seed = edge.group.edges[0], self._memory.at_hand().seed
-        if not owner.moves and not any(id(module) in keeping for module in owner.modules()):
+        if not self._counts(owner):
             return
         if edge.trace is not None:
             owner.contribute(edge.trace.inputs[0].detach(), seed, hold=False)
             return
         for position, link in enumerate(edge.chain):
-            if id(link.module) in keeping:
+            if id(link.module) in self._keeping:
                 place = edge.place(position, FIRST) if position else edge.activity(activity, FIRST)
                 link.module(read(place, [], edge.names).read().to(edge.target.arena.device))
 
-    def _count_node(self, node: NodeMemory, keeping: set[int]) -> None:
+    def _count_node(self, node: NodeMemory) -> None:
         if not node.node.incoming:  # a root's transfer is never evaluated
             return
         for position, link in enumerate(node.chain):
-            if id(link.module) in keeping:
+            if id(link.module) in self._keeping:
                 link.module(read(node.place(position, FIRST), [], node.names).read())
-        counts = node.node.moves or any(id(module) in keeping for module in node.node.modules())
-        if node.trace is not None and counts:
+        if node.trace is not None and self._counts(node.node):
             given = [tensor.detach() for tensor in node.trace.inputs]
             node.node.predict(given, self._memory.at_hand().seed, hold=False)
 

@@ -113,9 +113,8 @@ class Plan:
         """Nodes whose prediction is evaluated again after the start: during the relaxation, to learn, or to count."""
         if self.task.relaxation.tolerance is not None:
             return np.full(len(self.wiring.nodes), not self.wiring.held)
-        task, known = self.task, self.task.fingerprint
-        counts = bool(known.normalising or known.moving) and not (task.learns_forward or task.rule.at_arrival)
-        closing = self.closing()[1] if task.closes or counts else np.zeros(len(self.wiring.nodes), bool)
+        counts = self.task.fingerprint.counts and not self.task.reads_forward
+        closing = self.closing()[1] if self.task.closes or counts else np.zeros(len(self.wiring.nodes), bool)
         return self._after(None).predicted | self.learning().predict | closing
 
     @cached_property
@@ -133,8 +132,7 @@ class Plan:
         relaxation, rule = task.relaxation, task.rule
         factors = np.full(count, np.nan)
         plain = relaxation.plain and relaxation.tolerance is None and not task.closes
-        lasting = task.learns_forward or rule.at_arrival
-        if not (plain and self.leave_out and self._shares_errors and lasting) or not rule.usual:
+        if not (plain and self.leave_out and self._shares_errors and task.reads_forward) or not rule.usual:
             return factors
         sending = self._sending
         once = sending.once & ~self._after(None).predicted & ~np.isnan(wiring.own_precision)

@@ -130,10 +130,16 @@ class Wiring:
         both = zip(self.nodes, owned, strict=True)
         predicting = [[p for p in own if p is not node.log_precision] for node, own in both]
         self.transfer_user, self.transfer_used = _uses(place, predicting)
-        self.own_edge = np.array([edge.stochastic for edge in self.edges], bool)
+
+    @cached_property
+    def own_edge(self) -> Mask:
         """Edges with modules of a user's own, which may read weights that are not their own."""
-        self.own_node = np.array([node.stochastic and node.predicted for node in self.nodes], bool)
+        return np.array([edge.stochastic for edge in self.edges], bool)
+
+    @cached_property
+    def own_node(self) -> Mask:
         """Nodes with such modules."""
+        return np.array([node.stochastic and node.predicted for node in self.nodes], bool)
 
     def _find_crossing(self, task: Task) -> Positions:
         """Bytes of a sample's latent, and of a message, along each edge between two devices; 0 along all others."""
