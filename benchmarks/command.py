@@ -15,6 +15,7 @@ from benchmarks.contender import (
     BACKPROP_LOOP,
     BATCHED,
     COMPILED,
+    COMPILED_STEPS,
     CPU,
     FLOOR,
     GRAPHS,
@@ -46,7 +47,7 @@ TOO_LARGE = {
 """Variants and implementations that are run on workloads on which the others would take minutes a step."""
 
 
-LEFT_OUT = (COMPILED, GRAPHS)
+LEFT_OUT = (COMPILED, COMPILED_STEPS, GRAPHS)
 """Unless they are asked for: compiling takes longer than all the rest, and graphs are for CUDA devices."""
 
 
@@ -80,7 +81,7 @@ def contenders(workload: Workload, options: argparse.Namespace) -> list[Contende
     variants, wanted = chosen(workload, options)
     found: list[Contender] = []
     for variant in variants:
-        engines = [name for name in (BATCHED, GRAPHS, REFERENCE) if name in wanted]
+        engines = [name for name in (BATCHED, GRAPHS, COMPILED_STEPS, REFERENCE) if name in wanted]
         found += [simulated(workload, variant, name, options.device) for name in engines]
         for layout in () if isinstance(workload, Graph) else layouts(workload, options.device):
             assert not isinstance(workload, Graph)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-BATCHED, REFERENCE, GRAPHS = "pcsim-batched", "pcsim-reference", "pcsim-graphs"
-"""The engines; the last is the batched one with CUDA graphs."""
+BATCHED, REFERENCE = "pcsim-batched", "pcsim-reference"
+GRAPHS, COMPILED_STEPS = "pcsim-graphs", "pcsim-compiled"
+"""The batched engine with CUDA graphs, or with compiled steps."""
 LOOP, BACKPROP_LOOP, COMPILED, FLOOR = "torch-loop", "torch-backprop", "torch-compile", "floor"
 PEERS = {
     "pcx": "benchmarks.peer_pcx",
@@ -19,7 +20,7 @@ PEERS = {
 """Module that builds each peer's training step, by its name."""
 PEERS_OF_INPUTS = ("pydeepity",)
 """Peers whose latents are the inputs of activations."""
-IMPLEMENTATIONS = (BATCHED, REFERENCE, GRAPHS, LOOP, BACKPROP_LOOP, COMPILED, FLOOR, *PEERS)
+IMPLEMENTATIONS = (BATCHED, REFERENCE, GRAPHS, COMPILED_STEPS, LOOP, BACKPROP_LOOP, COMPILED, FLOOR, *PEERS)
 CPU = torch.device("cpu")
 PROCESS_COUNTED = (BATCHED, LOOP, BACKPROP_LOOP)
 """Implementations whose memory is measured in a process of their own."""

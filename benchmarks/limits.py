@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.contender import BACKPROP_LOOP, BATCHED, FLOOR, LOOP, PEERS
+from benchmarks.contender import BACKPROP_LOOP, BATCHED, COMPILED_STEPS, FLOOR, LOOP, PEERS
 from benchmarks.growth import DEPTH, NODE_COUNT, curve, exponent
 from benchmarks.rows import Row, find
 from benchmarks.variants import ARRIVAL, BACKPROP, CONSTANT, CONSTANT_INPUTS, SILENT
@@ -15,6 +15,7 @@ SILENT_TO_BACKPROP = {"W1": 1.05, "W2": 0.9, "W3": 1.0, "W5": 0.55}
 CONSTANT_TO_LOOP = {"W1": 0.33, "W2": 0.17, "W3": 0.62}
 CONSTANT_TO_FLOOR = {"W1": 1.6, "W2": 1.4, "W3": 1.8}
 CONSTANT_TO_PYDEEPITY = {"W1": 0.8, "W1r": 1.0, "W2": 0.4, "W6": 1.0, "W7": 2.5}
+COMPILED_TO_PYDEEPITY = {"W7": 1.3}
 CONSTANT_TO_PEER = {"W1": 0.75, "W2": 0.75, "W3": 0.28}
 ARRIVAL_TO_BACKPROP = {"W1": 1.15, "W2": 1.15, "W3": 1.15, "W5": 0.65}
 ARRIVAL_TO_SILENT = dict.fromkeys(("W1", "W2", "W3", "W5"), 1.05)
@@ -63,13 +64,15 @@ def limits(rows: Sequence[Row]) -> list[Limit]:
     def batched(workload: str, variant: str) -> Row | None:
         return find(rows, workload, variant, BATCHED)
 
-    def compare(name: str, most: Mapping[str, float], variant: str, other: tuple[str, str] | None) -> list[Limit]:
+    def compare(
+        name: str, most: Mapping[str, float], variant: str, other: tuple[str, str] | None, own: str = BATCHED
+    ) -> list[Limit]:
         return [
             Limit(
                 f"{name}, {workload}",
                 bound,
                 ratio(
-                    batched(workload, variant),
+                    find(rows, workload, variant, own),
                     find(rows, workload, *other) if other else fastest_peer(rows, workload),
                 ),
             )
@@ -84,6 +87,9 @@ def limits(rows: Sequence[Row]) -> list[Limit]:
     found += compare("constant / fastest peer", CONSTANT_TO_PEER, CONSTANT.name, None)
     inputs = CONSTANT_INPUTS.name
     found += compare("constant, inputs / pydeepity", CONSTANT_TO_PYDEEPITY, inputs, (inputs, "pydeepity"))
+    found += compare(
+        "compiled, constant, inputs / pydeepity", COMPILED_TO_PYDEEPITY, inputs, (inputs, "pydeepity"), COMPILED_STEPS
+    )
     found += compare("spiking-0 / fastest peer's constant", SILENT_TO_PEER, SILENT.name, None)
     for (workload, variant), seconds in PLANNING_SECONDS.items():
         row = batched(workload, variant)

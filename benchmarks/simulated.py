@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn, optim
 
 import pcsim
-from benchmarks.contender import BATCHED, CPU, GRAPHS, REFERENCE, Local
+from benchmarks.contender import BATCHED, COMPILED_STEPS, CPU, GRAPHS, REFERENCE, Local
 from benchmarks.full_width import topology_and_data
 from benchmarks.plain import activations
 from benchmarks.variants import MULTIPLIER_RATE, Variant
@@ -20,6 +20,7 @@ ENGINES: dict[str, str | Callable[[pcsim.Network], pcsim.Engine]] = {
     BATCHED: "batched",
     REFERENCE: "reference",
     GRAPHS: partial(pcsim.BatchedEngine, cuda_graphs=True),
+    COMPILED_STEPS: partial(pcsim.BatchedEngine, compiled=True),
 }
 RULES: dict[str, Callable[[], pcsim.LearningRule]] = {
     "settled": pcsim.SettledUpdate,

@@ -60,6 +60,11 @@ class BatchedEngine(Engine):
             a kind on, so that the CPU queues one call in place of hundreds. Not for programs that autograd computes a
             part of, that draw random numbers in modules, or that do something between two steps, such as recording:
             a warning, and ``print(sim.program)``, say why.
+        compiled: let ``torch.compile`` make C++ of steps that are alike, many at a time, on a CPU with a C++ compiler:
+            for small layers and batches, whose operations take less time than calling them. It takes ten seconds to a
+            minute at the first batch of a kind. Not for programs that do something between two steps, such as
+            recording, nor for steps with what leaves its results elsewhere, such as convolutions, clamps of single
+            units, or what autograd computes: a warning, and ``print(sim.program)``, say why.
         products: which of PyTorch's libraries multiplies the matrices of linear maps, and takes hyperbolic tangents, in
             float32 on a CPU: ``"torch"``, its own way; ``"onednn"``; or ``"auto"``, oneDNN where it is known to be the
             faster.
@@ -82,6 +87,7 @@ class BatchedEngine(Engine):
         direct_moves: bool = True,
         message_dtype: torch.dtype | None = None,
         cuda_graphs: bool = False,
+        compiled: bool = False,
         products: Products = "auto",
     ) -> None:
         super().__init__(network)
@@ -94,6 +100,7 @@ class BatchedEngine(Engine):
             "direct_moves": direct_moves,
             "message_dtype": message_dtype,
             "cuda_graphs": cuda_graphs,
+            "compiled": compiled,
         }
         self._programs: dict[tuple[object, ...], _Turns] = {}
         self._latest: tuple[State, Program] | None = None

@@ -71,8 +71,16 @@ def take(goal: Cell, original: Cell) -> None:
     goal.write(original.read() if goal.fixed else original.read().clone())
 
 
-def add_up(goal: Cell, terms: Sequence[Cell]) -> None:
-    """Leave the sum of some cells in another."""
+def add_up(goal: Cell, terms: Sequence[Cell]) -> list[Callable[[], object]]:
+    """What leaves the sum of some cells in another, call by call."""
+    if len(terms) == 1 or not all(cell.fixed for cell in (goal, *terms)):
+        return [partial(_add_up, goal, terms)]
+    total = goal.read()
+    first: Callable[[], object] = partial(torch.add, terms[0].read(), terms[1].read(), out=total)
+    return [first, *(partial(total.add_, term.read()) for term in terms[2:])]
+
+
+def _add_up(goal: Cell, terms: Sequence[Cell]) -> None:
     if len(terms) == 1:
         goal.write(terms[0].read())
         return

@@ -31,12 +31,11 @@ class Operation(NamedTuple):
     @property
     def native(self) -> bool:
         """Whether it is a call of torch's own, or like one, that leaves all that it makes in tensors that are there."""
-        if not isinstance(self.call, partial):
+        function = self.call.func if isinstance(self.call, partial) else self.call
+        if not isinstance(function, BuiltinFunctionType | OpOverload) and function not in FILLING:
             return False
-        if not isinstance(self.call.func, BuiltinFunctionType | OpOverload) and self.call.func not in FILLING:
-            return False
-        fills = not _OUTPUTS.isdisjoint(self.call.keywords)
-        return fills or self.call.func.__name__.endswith("_")
+        fills = isinstance(self.call, partial) and not _OUTPUTS.isdisjoint(self.call.keywords)
+        return fills or function.__name__.endswith("_")
 
     def __str__(self) -> str:
         more = f" and {len(self.members) - 3} more" if len(self.members) > 3 else ""
@@ -194,8 +193,10 @@ class Part:
             operations.append(Operation(name, write, members))
             self.scatter(operations, members)
             return
-        if self.index is not None:
-            call: Callable[[], object] = partial(_scatter_add, self.stack, self.index, addend, factor)
+        if self.index is not None and addend.fixed and not _overlap(addend.read(), self.stack):
+            call: Callable[[], object] = partial(self.stack.index_add_, 0, self.index, addend.read(), alpha=factor)
+        elif self.index is not None:
+            call = partial(_scatter_add, self.stack, self.index, addend, factor)
         elif addend.fixed:
             call = partial(self.cell.read().add_, addend.read(), alpha=factor)
         else:
@@ -252,9 +253,13 @@ def runs_of(positions: Positions) -> list[tuple[int, int]]:
 
 def _scatter_add(goal: Tensor, index: Tensor, addend: Cell, factor: float) -> None:
     tensor = addend.read()
-    if tensor.untyped_storage().data_ptr() == goal.untyped_storage().data_ptr():
+    if _overlap(tensor, goal):
         tensor = tensor.clone()  # what an identity contributes may be other rows of this very stack
     goal.index_add_(0, index, tensor, alpha=factor)
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _write(goal: Tensor, addend: Cell, factor: float) -> None:

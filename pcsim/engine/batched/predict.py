@@ -137,7 +137,7 @@ def _combine(
     goal = node.place(0, rows)
     if all(np.array_equal(edge.group.target_rows[some], rows) for edge, some in feeding):
         terms = [edge.contribution(some, activity, operations) for edge, some in feeding]
-        operations.append(Operation("combine", partial(do.add_up, written(goal), terms), names))
+        operations += [Operation("combine", call, names) for call in do.add_up(written(goal), terms)]
         finish(goal, operations, names)
         return
     zero(operations, goal, names)

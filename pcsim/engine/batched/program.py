@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, groupby, repeat
 
 import attrs
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pcsim.engine.batched import errors, messages
+from pcsim.engine.batched.compiled import FEWEST, CompiledSteps
 from pcsim.engine.batched.edges import Activity, EdgeMemory
 from pcsim.engine.batched.gradients import Found, learn
 from pcsim.engine.batched.groups import Groups
@@ -28,6 +30,7 @@ from pcsim.engine.planning.wiring import Factors, Mask, Positions
 from pcsim.engine.probe import Probed
 from pcsim.engine.problem import Batch, Gradients, Record, State, Values, all_finite, free_energies, record
 from pcsim.engine.rates import Rates
+from pcsim.errors import PCWarning
 from pcsim.graph.part import Part
 from pcsim.graph.statistics import frozen_statistics
 from pcsim.messages import listed
@@ -46,6 +49,7 @@ class Program:
             times as fast); False gathers them first.
         message_dtype: of the products in messages; None for that of the values.
         cuda_graphs: let the device capture what runs consist of, and play it back.
+        compiled: compile steps that are alike.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Program:
         direct_moves: bool = True,
         message_dtype: torch.dtype | None = None,
         cuda_graphs: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.plan, self.groups = plan, groups
         self._task, self._wiring = plan.task, plan.wiring
@@ -94,6 +99,12 @@ class Program:
         """What the stages of a run go through, to be played back where the device can."""
         if cuda_graphs and (refused := self._uncaptured(arena.device)):
             self.playback.refuse(refused)
+        self._runs = [(position, len([*alike])) for position, alike in groupby(plan.sequence)]
+        self.compiled: dict[int, CompiledSteps] = {}
+        """Steps that are compiled, by their place among the different ones."""
+        self._uncompiled = self._compile_further(arena) if compiled and plan.sequence else ""
+        if self._uncompiled:
+            warnings.warn(f"compiled: steps are called one by one, since {self._uncompiled}", PCWarning, stacklevel=2)
 
     def _find_stacks(self) -> None:
         """Stacked weights are known once the operations that read them are."""
@@ -142,6 +153,25 @@ class Program:
         if self._task.fingerprint.stochastic:
             return "a module may draw random numbers"
         return f"autograd computes {listed(traced, 3)}" if traced else ""
+
+    def _compile_further(self, arena: Arena) -> str:
+        """Compile steps of which enough that are alike follow each other; why none is, "" where one is."""
+        if arena.device.type != "cpu":
+            return f"this is for CPUs, and the network is on {arena.device.type!r}"
+        if self._between_steps:
+            return f"something happens between two steps: {', '.join(self._between_steps)}"
+        long = dict.fromkeys(p for p, count in self._runs if count > FEWEST and any(self.steps[p]))
+        if not long:
+            return f"no {FEWEST + 1} steps that are alike follow each other"
+        apart = ""
+        for position in long:
+            step = [*chain.from_iterable(self.steps[position])]
+            foreign = [each for each in step if not each.native]
+            if foreign:
+                apart = apart or f"what {str(foreign[0])!r} makes is kept elsewhere each time"
+            else:
+                self.compiled[position] = CompiledSteps([each.call for each in step], arena)
+        return "" if self.compiled else apart
 
     @property
     def _learns_on_the_way(self) -> bool:
@@ -380,12 +410,18 @@ class Program:
 
     def _relax(self) -> None:
         self._start_forward()
-        steps = chain.from_iterable(map(self.calls.__getitem__, self.plan.sequence))
+        steps = chain.from_iterable(self._taken(*run) for run in self._runs)
         # A call of a small operation takes a seventh less than where autograd has only been told to stay out.
         with torch.inference_mode() if self.native else nullcontext():
-            for call in chain(chain.from_iterable(steps), (each.call for each in self.end)):
+            for call in chain(steps, (each.call for each in self.end)):
                 call()
         self.close(len(self.plan.sequence))
+
+    def _taken(self, position: int, count: int) -> Iterable[Callable[[], object]]:
+        """What takes so many steps that are alike."""
+        if position in self.compiled:
+            return [partial(self.compiled[position].take, count)]
+        return chain.from_iterable(chain.from_iterable(repeat(self.calls[position], count)))
 
     def learn(self, steps: int) -> None:
         """Compute the learning rule's gradients after so many steps."""
@@ -608,14 +644,14 @@ class Program:
         lines = [
             str(self.groups),
             *self._told_of_playback(),
+            *self._told_of_compiled(),
             "start:",
             *self._stacked(),
             *(f"  {each}" for each in self.start),
         ]
         first = 0
-        for last, position in enumerate(self.plan.sequence):
-            if last + 1 < len(self.plan.sequence) and self.plan.sequence[last + 1] == position:
-                continue
+        for position, count in self._runs:
+            last = first + count - 1
             lines.append(f"step {first}:" if first == last else f"steps {first} to {last}:")
             lines += [f"  {each}" for each in (*self.steps[position][0], *self.steps[position][1])]
             first = last + 1
@@ -630,6 +666,11 @@ class Program:
             return []
         why = self.playback.refused
         return [f"CUDA graphs: none, since {why}" if why else "CUDA graphs: played back by the device"]
+
+    def _told_of_compiled(self) -> list[str]:
+        if self._uncompiled:
+            return [f"compiled: no steps, since {self._uncompiled}"]
+        return [f"compiled: {steps}" for steps in self.compiled.values()]
 
     def _stacked(self) -> list[str]:
         edges = self._memory.edges

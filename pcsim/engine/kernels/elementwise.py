@@ -50,6 +50,14 @@ class Gain(Kernel[nn.Module]):
         """Delta times the gain."""
         return torch.mul(delta, self._gain, out=out)
 
+    def predicting(self, call: Call, value: Tensor, out: Tensor) -> Callable[[], object]:
+        """Writes the value times the gain."""
+        return partial(torch.mul, value, self._gain, out=out)
+
+    def messaging(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor) -> Callable[[], object]:
+        """Writes delta times the gain."""
+        return partial(torch.mul, delta, self._gain, out=out)
+
 
 class Tanh(Activation[nn.Tanh]):
     """``nn.Tanh``."""
