@@ -293,29 +293,30 @@ def test_characters_held_out_are_of_other_files(tmp_path: Path) -> None:
     assert len(learned) == 18 * 3
 
 
+@pytest.mark.parametrize("graph", ["mlp3", pytest.param("residual1", marks=pytest.mark.slow)])
 def test_compare_methods_sets_all_of_them_side_by_side(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    graph: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, plot = tmp_path / "rows.json", tmp_path / "methods.png"
-    small = "--graphs mlp3 residual1 --width 0.2 --train-size 150 --epochs 1 --search-epochs 1 --seeds 0 --lrs 3e-3"
+    small = f"--graphs {graph} --width 0.2 --train-size 150 --epochs 1 --search-epochs 1 --seeds 0 --lrs 3e-3"
     rest = f"--rates 0.4 --parametrisations standard mupc --no-progress --json {path} --plot {plot}"
     compare, count = example("compare_methods"), itertools.count()
     monkeypatch.setattr(compare, "held", lambda: next(count))  # which looks at all objects of the test run
     compare.main([*small.split(), *rest.split()])
     rows = json.loads(path.read_text())
-    assert len(rows) == 2 * 2 * len(compare.METHODS)
+    assert len(rows) == 2 * len(compare.METHODS)
     assert plot.read_bytes().startswith(b"\x89PNG")
-    cosines = {(row["graph"], row["title"]): row["cosine"] for row in rows}
-    for graph in ("mlp3", "residual1"):
-        for suffix in ("", ", muPC"):
-            assert cosines[graph, "backprop" + suffix] == pytest.approx(1)
-            assert cosines[graph, "arrival" + suffix] > 0.9999
+    cosines = {row["title"]: row["cosine"] for row in rows}
+    for suffix in ("", ", muPC"):
+        assert cosines["backprop" + suffix] == pytest.approx(1)
+        assert cosines["arrival" + suffix] > 0.9999
     assert all(row["memory"] > 0 for row in rows)
-    products = {row["title"]: row["products"] for row in rows if row["graph"] == "mlp3"}
-    assert products["backprop"] == products["spiking + FU"] == products["arrival"] == 1
-    assert products["iPC"] > products["PC"] > 1.2
+    products = {row["title"]: row["products"] for row in rows}
+    if graph == "mlp3":
+        assert products["backprop"] == products["spiking + FU"] == products["arrival"] == 1
+        assert products["iPC"] > products["PC"] > 1.2
     shown = capsys.readouterr().out
-    assert shown.count("| arrival |") == shown.count("| PC |") == 4
+    assert shown.count("| arrival |") == shown.count("| PC |") == 2
 
 
 def test_compare_methods_counts_what_tensors_hold() -> None:

@@ -98,7 +98,7 @@ CASES = [
     *(("reference", "residual", rule) for rule in ("incremental", "errors", "multipliers")),
 ]
 QUICK = {
-    *(("batched", "residual", rule) for rule in (*RULES, *RELAXATIONS)),
+    *(("batched", "residual", rule) for rule in (*RULES, "arrival", "decaying", "multipliers")),
     *(("batched", name, "settled") for name in ("cyclic", "images, normalised", "energies", "tokens", "gelu")),
     *(("batched", name, "forward") for name in ("balanced", "layer norm", "dropout", "bilinear, by autograd")),
     *(("reference", name, "forward") for name in ("cyclic", "energies")),
