@@ -1880,6 +1880,24 @@ MUTANTS = (
         "A rule of a user's own is not asked at every step.",
     ),
     Mutant(
+        "engine/kernels/images.py",
+        "indices.to(torch.int16 if count <= 2**15 else torch.int32)",
+        "indices.to(torch.int16)",
+        "Places in large images are kept in too few bytes.",
+    ),
+    Mutant(
+        "engine/kernels/pooled.py",
+        "kept.copy_(indices)",
+        "kept.copy_(indices[:1])",
+        "The first sample's chosen units count for all of a part.",
+    ),
+    Mutant(
+        "engine/batched/program.py",
+        "taught = attrs.evolve(phase, learn=phase.learn & now)",
+        "taught = attrs.evolve(phase, learn=phase.learn & (now if alone else ~now))",
+        "What images teach one by one is all that is learned.",
+    ),
+    Mutant(
         "engine/batched/compiled.py",
         "calls = (count - 1) // self._at_a_time",
         "calls = count // self._at_a_time",

@@ -245,7 +245,8 @@ POOLINGS = [nn.MaxPool2d(2), nn.MaxPool2d((3, 2), stride=(2, 1), padding=1, dila
 def test_an_activation_and_its_pooling_as_one_equal_autograd(
     activation: nn.Module, pooling: nn.Module, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pooled_activation, "LARGEST_PART", 1000)
+    for part in ("ACTIVATED_PART", "PULLED_PART"):
+        monkeypatch.setattr(pooled_activation, part, 1000)
     kernels = [kernel_for(module, (3, 6, 5)) for module in (activation, pooling)]
     assert [type(kernel).__name__ for kernel in kernels] == [type(activation).__name__, "MaxPool2d"]
     kernel, both = PooledActivation(*kernels), nn.Sequential(activation, pooling)  # type: ignore[arg-type]
@@ -260,6 +261,24 @@ def test_an_activation_and_its_pooling_as_one_equal_autograd(
         torch.testing.assert_close(given, image.detach(), rtol=0, atol=0)
         torch.testing.assert_close(pooled, expected.detach())
         torch.testing.assert_close(sent, torch.autograd.grad(expected, image, delta)[0])
+
+
+@pytest.mark.parametrize("side", [181, 182])
+@pytest.mark.parametrize(
+    "module", [nn.MaxPool2d(2), nn.Sequential(nn.GELU(), nn.MaxPool2d(2))], ids=["alone", "activated"]
+)
+def test_images_of_more_units_than_two_bytes_number(module: nn.Module, side: int) -> None:
+    """Of 181 by 181 units the last has number 2¹⁵ - 8, of 182 by 182 number 2¹⁵ + 355."""
+    image = torch.randn(2, 1, side, side).double().requires_grad_()
+    expected = module(image)
+    delta = torch.randn_like(expected)
+    parts = [kernel_for(part, (1, side, side)) for part in (module if isinstance(module, nn.Sequential) else [module])]
+    kernel, call = PooledActivation(*parts) if len(parts) == 2 else parts[0], Call(module, {}, {})  # type: ignore[arg-type]
+    assert kernel is not None
+    for _ in range(2):
+        pooled = kernel.forward(call, image.detach(), torch.empty_like(delta))
+        sent = kernel.message(call, delta, image.detach(), pooled)
+        torch.testing.assert_close(sent, torch.autograd.grad(expected, image, delta, retain_graph=True)[0])
 
 
 @pytest.mark.parametrize("inside", [nn.Tanh(), nn.Identity()], ids=str)

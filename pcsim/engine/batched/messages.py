@@ -141,6 +141,8 @@ def _send(
     operations.append(Operation(title, _back(kernel, call, delta, value, output, cell, dtype), names))
     if not straight:
         goal.add(operations, "add message", edge.sent(cell, operations, rows), factor, names, over=over)
+        if not (cell.fixed or kernel.fills_out):
+            operations.append(Operation("let go", cell.let_go, names))
 
 
 def _first_to_write(operations: list[Operation], node: NodeMemory, rows: Positions, name: str) -> bool:

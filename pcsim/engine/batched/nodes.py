@@ -261,3 +261,9 @@ class NodeMemory:
                 filled = self.chain[later].kernel.fills_out
                 return self.arena.cell((self._key, "pulled", later), partial(self._shape, later), filled=filled)
         return self.part("delta", rows)
+
+    def pulled_cells(self, rows: Positions) -> list[Cell]:
+        """Where errors pulled back through the transfer are found that are new tensors each time."""
+        places = (self.delta(rows, link) for link in range(len(self.chain)))
+        cells = {id(place): place for place in places if isinstance(place, Cell) and not place.fixed}
+        return list(cells.values())

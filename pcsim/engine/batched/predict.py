@@ -39,6 +39,9 @@ def predict(
     following = np.zeros_like(nodes) if following is None else following & wiring.following
     for generation in np.unique(wiring.generation[nodes | wiring.any_of(refresh, wiring.target) | following]):
         members = wiring.generation == generation
+        for node, rows in memory.node_rows(nodes & members):
+            cells = _cells_to_take_over(memory, node, rows, activity)
+            operations += [Operation("let go", cell.let_go, named(node.names, rows)) for cell in cells]
         for edge, rows in memory.edge_rows(refresh & members[wiring.target]):
             _evaluate(operations, edge, rows, activity)
         for node, rows in memory.node_rows(nodes & members):
@@ -123,7 +126,25 @@ def _transfer(
         finish(goal, operations, names)
         makers = [node.chain[position - 1]] if position else [edge.chain[-1] for edge, _ in feeding if edge.chain]
         if link.kernel.forgets and not value.fixed and all(maker.kernel.reads != "output" for maker in makers):
-            operations.append(Operation("let go", value.let_go, names))
+            pulled = node.delta(rows, position)
+            if isinstance(pulled, Cell) and pulled in _cells_to_take_over(memory, node, rows, activity):
+                operations.append(Operation("hand over", partial(_hand_over, value, pulled), names))
+            else:
+                operations.append(Operation("let go", value.let_go, names))
+
+
+def _cells_to_take_over(memory: Memory, node: NodeMemory, rows: Positions, activity: Activity) -> list[Cell]:
+    """Where errors pulled back will lie from a step to the learning, in the memory of what the transfer has forgotten.
+
+    Anew, each would be had from the system, and cleared, at every run.
+    """
+    lasts = ~np.isnan(memory.plan.lasting_errors[node.group.positions[rows]])
+    return node.pulled_cells(rows) if activity == "start" and lasts.all() else []
+
+
+def _hand_over(there: Cell, here: Cell) -> None:
+    here.tensor = there.tensor
+    there.let_go()
 
 
 def _combine(

@@ -20,13 +20,13 @@ from pcsim.engine.batched.gradients import Found, learn
 from pcsim.engine.batched.groups import Groups
 from pcsim.engine.batched.memory import Memory
 from pcsim.engine.batched.nodes import NodeMemory
-from pcsim.engine.batched.places import Arena, Cell, Operation, named, read, runs_of
+from pcsim.engine.batched.places import Arena, Operation, named, read, runs_of
 from pcsim.engine.batched.playback import GRAPHS, Playback
 from pcsim.engine.batched.predict import form, nudge, predict
 from pcsim.engine.batched.weights import Stack
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.plan import Plan
-from pcsim.engine.planning.wiring import Factors, Mask, Positions
+from pcsim.engine.planning.wiring import Factors, Mask, Positions, masked
 from pcsim.engine.probe import Probed
 from pcsim.engine.problem import Batch, Gradients, Record, State, Values, all_finite, free_energies, record
 from pcsim.engine.rates import Rates
@@ -321,11 +321,22 @@ class Program:
         traced: Mask,
     ) -> None:
         """Errors with precision left out, of the nodes whose δ is computed anew, and what they and others teach."""
-        memory = self._memory
+        memory, exact = self._memory, self._message_dtype is None
         errors.compare(memory, operations, attrs.evolve(phase, active=anew), learning=True)
-        errors.pull(memory, operations, anew, phase.learn)
-        messages.relay(memory, operations, phase, phase.learn, None)
-        learn(memory, operations, self._found, phase, activity, factors, traced, exact=self._message_dtype is None)
+        # Those whose errors become new tensors, images, come one by one, and let them go before the next.
+        apart = [(node, rows) for node, rows in memory.node_rows(anew) if node.pulled_cells(rows)]
+        alone = [masked(node.group.positions[rows], len(anew)) for node, rows in apart if not phase.relay.any()]
+        together = ~np.any(alone, axis=0) if alone else np.ones_like(anew)
+        for now in (together, *alone):
+            errors.pull(memory, operations, anew & now, phase.learn)
+            if now is together:
+                messages.relay(memory, operations, phase, phase.learn, None)
+            taught = attrs.evolve(phase, learn=phase.learn & now)
+            learn(memory, operations, self._found, taught, activity, factors, traced, exact=exact)
+            for node, rows in apart:
+                if now[node.group.positions[rows]].all():
+                    cells = node.pulled_cells(rows)
+                    operations += [Operation("let go", cell.let_go, node.names) for cell in cells]
 
     def _move(self, operations: list[Operation], phase: Phase) -> None:
         for node, rows in self._memory.node_rows(phase.move):
@@ -370,11 +381,6 @@ class Program:
             factors = np.where(np.isnan(sent), 1.0, sent)
             anew = phase.active & np.isnan(sent)
             self._learn(operations, phase, anew, activity, factors, traced)
-            for node, rows in memory.node_rows(anew):
-                pulled = (node.delta(rows, place) for place, link in enumerate(node.chain) if not link.in_place)
-                operations += [
-                    Operation("let go", c.let_go, node.names) for c in pulled if isinstance(c, Cell) and not c.fixed
-                ]
             self._learning[steps] = operations
             self._bring_new_stacks()
         return self._learning[steps]

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from pcsim.engine.kernels.kernel import Call, Kernel, owns, register
+from pcsim.engine.kernels.kernel import Call, Kernel, Saved, owns, register
 
 aten = torch.ops.aten
 
@@ -85,17 +85,13 @@ class MaxPool2d(Kernel[nn.MaxPool2d]):
 
     def forward(self, call: Call, value: Tensor, out: Tensor | None = None) -> Tensor:
         """The largest value of each window."""
-        saved, window = call.saved, _window(call.module)
-        if out is not None and "indices" in saved:
-            aten.max_pool2d_with_indices.out(value, *window, out=out, indices=saved["indices"])
-            return out
-        result: tuple[Tensor, Tensor] = aten.max_pool2d_with_indices(value, *window)
-        pooled, saved["indices"] = result
+        pooled, indices = pool(call.module, value, out)
+        keep_indices(call.saved, indices, value)
         return pooled
 
     def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta at the largest value of each window, 0 elsewhere."""
-        settings = (*_window(call.module), call.saved["indices"])
+        settings = (*_window(call.module), call.saved["indices"].long())
         backward = aten.max_pool2d_with_indices_backward
         result: Tensor = (
             backward(delta, value, *settings)
@@ -103,6 +99,26 @@ class MaxPool2d(Kernel[nn.MaxPool2d]):
             else backward.grad_input(delta, value, *settings, grad_input=out)
         )
         return result
+
+
+def pool(module: nn.MaxPool2d, images: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The largest value of each window, in ``out`` if that is given, and its place in its channel."""
+    if out is None:
+        made: tuple[Tensor, Tensor] = aten.max_pool2d_with_indices(images, *_window(module))
+        return made
+    indices = torch.empty_like(out, dtype=torch.long)
+    aten.max_pool2d_with_indices.out(images, *_window(module), out=out, indices=indices)
+    return out, indices
+
+
+def keep_indices(saved: Saved, indices: Tensor, images: Tensor) -> None:
+    """Keep places in a channel of such images, in a quarter of the bytes where that is enough to number them."""
+    kept = saved.get("indices")
+    if kept is not None and kept.shape == indices.shape:
+        kept.copy_(indices)
+        return
+    count = images.shape[-2] * images.shape[-1]
+    saved["indices"] = indices.to(torch.int16 if count <= 2**15 else torch.int32)
 
 
 class AvgPool2d(Kernel[nn.AvgPool2d]):

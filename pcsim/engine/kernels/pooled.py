@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pcsim.engine.kernels.activation import Activation
-from pcsim.engine.kernels.images import MaxPool2d
+from pcsim.engine.kernels.images import MaxPool2d, keep_indices, pool
 from pcsim.engine.kernels.kernel import Call, Kernel
 
-LARGEST_PART = 2**20
-"""Bytes of the images that are activated at once, where all of them are pooled."""
+ACTIVATED_PART, PULLED_PART = 2**20, 2**21
+"""Bytes of the images that are activated at once, or reached by errors, where all of them are pooled."""
 
 
 class PooledActivation(Kernel[nn.Sequential]):
@@ -43,28 +44,40 @@ class PooledActivation(Kernel[nn.Sequential]):
             if self._activation.reads == "input":
                 saved["chosen"] = largest
             return self._activation.forward(activate, largest, out)
+        by_input = self._activation.reads == "input"
         if out is None or "indices" not in saved:
-            pooled = self._pooling.forward(pooling, self._activation.forward(activate, value), out)
-        else:
-            pooled = out
-            count = min(len(value), -(-value.numel() * value.element_size() // LARGEST_PART))
-            parts = (tensor.tensor_split(count) for tensor in (value, out, saved["indices"]))
-            for images, goal, indices in zip(*parts, strict=True):
-                alone = Call(call.module[1], {}, {"indices": indices})
-                self._pooling.forward(alone, self._activation.forward(activate, images), goal)
-        if self._activation.reads == "input":
-            saved["chosen"] = _at(value, saved["indices"])
-        return pooled
+            pooled, indices = pool(call.module[1], self._activation.forward(activate, value), out)
+            keep_indices(saved, indices, value)
+            if by_input:
+                saved["chosen"] = _at(value, indices)
+            return pooled
+        for images, goal, kept, chosen in _parts(
+            ACTIVATED_PART, value, out, saved["indices"], saved.get("chosen", out)
+        ):
+            _, indices = pool(call.module[1], self._activation.forward(activate, images), goal)
+            kept.copy_(indices)
+            if by_input:
+                chosen.copy_(_at(images, indices))
+        return out
 
     def message(self, call: Call, delta: Tensor, value: Tensor, output: Tensor, out: Tensor | None = None) -> Tensor:
         """Delta times the derivative at the chosen unit of each window, 0 elsewhere."""
         chosen, image = call.saved.get("chosen", output), call.saved["image"]
-        pulled = self._activation.message(Call(call.module[0], {}, {}, call.products), delta, chosen, chosen)
         if out is None:
-            last = not pulled.is_contiguous()
+            last = not (delta.is_contiguous() and chosen.is_contiguous())
             layout = torch.channels_last if last else torch.contiguous_format
             out = torch.empty(image.shape, dtype=delta.dtype, device=delta.device, memory_format=layout)
-        return self._pooling.message(Call(call.module[1], {}, call.saved), pulled, image, output, out)
+        activate = Call(call.module[0], {}, {}, call.products)
+        for images, own, at, indices, goal in _parts(PULLED_PART, image, delta, chosen, call.saved["indices"], out):
+            pulled = self._activation.message(activate, own, at, at)
+            self._pooling.message(Call(call.module[1], {}, {"indices": indices}), pulled, images, own, goal)
+        return out
+
+
+def _parts(largest: int, images: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Images of so many bytes at most at a time, and what belongs to the same samples."""
+    count = min(len(images), -(-images.numel() * images.element_size() // largest))
+    return zip(*(tensor.tensor_split(count) for tensor in (images, *others)), strict=True)
 
 
 def _at(images: Tensor, indices: Tensor) -> Tensor:
