@@ -313,8 +313,8 @@ class State:
     task: Task
     batch: Batch
     value: Mapping[str, Tensor]
-    forward_value: dict[str, Tensor]
-    forward_prediction: dict[str, Tensor]
+    forward_value: Mapping[str, Tensor]
+    forward_prediction: Mapping[str, Tensor]
     displacement: Mapping[str, Tensor] = attrs.field(factory=dict)
     error: Mapping[str, Tensor] = attrs.field(factory=dict, kw_only=True)
     multiplier: Mapping[str, Tensor] = attrs.field(factory=dict, kw_only=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pcsim.engine.batched.edges import Activity, EdgeMemory
 from pcsim.engine.batched.groups import Groups
@@ -100,3 +101,27 @@ def _layouts(groups: Groups) -> list[torch.memory_format]:
             if kernel.memory_format is not torch.contiguous_format:
                 wanted[group.source] = wanted[group.target] = kernel.memory_format
     return wanted
+
+
+class Views(Mapping[str, Tensor]):
+    """Tensors of nodes by name, (batch, *shape): views, made where they are first read.
+
+    Args:
+        rows: the tensor of a node's group, and its row in it.
+    """
+
+    def __init__(self, rows: Mapping[str, tuple[Tensor, int]]) -> None:
+        self._rows = rows
+        self._made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            stack, row = self._rows[name]
+            self._made[name] = stack[row]
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)

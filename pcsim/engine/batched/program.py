@@ -18,7 +18,7 @@ from pcsim.engine.batched.compiled import FEWEST, CompiledSteps
 from pcsim.engine.batched.edges import Activity, EdgeMemory
 from pcsim.engine.batched.gradients import Found, learn
 from pcsim.engine.batched.groups import Groups
-from pcsim.engine.batched.memory import Memory
+from pcsim.engine.batched.memory import Memory, Views
 from pcsim.engine.batched.nodes import NodeMemory
 from pcsim.engine.batched.places import Arena, Operation, named, read, runs_of
 from pcsim.engine.batched.playback import GRAPHS, Playback
@@ -89,7 +89,7 @@ class Program:
         self.native = all(each.native for lists in self.steps for part in lists for each in part)
         """Whether all that the steps make lies in tensors of the program, so that autograd need not know of them."""
         self._views = self._state_views()
-        self._valued: dict[int, tuple[Mapping[str, Tensor], dict[str, Tensor]]] = {}
+        self._valued: dict[int, tuple[Mapping[str, Tensor], Views]] = {}
         self._checked: dict[int, list[Tensor]] = {}
         self._closing: dict[int, list[Operation]] = {}
         self._learning: dict[int, list[Operation]] = {}
@@ -595,31 +595,30 @@ class Program:
             given = [tensor.detach() for tensor in node.trace.inputs]
             node.node.predict(given, self._memory.at_hand().seed, hold=False)
 
-    def _state_views(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        views: tuple[dict[str, Tensor], ...] = ({}, {}, {})
-        for memory in self._memory.nodes:
-            value = "forward_prediction" if memory.group.received else "value"
-            for name, of in zip((value, "forward_value", "forward_prediction"), views, strict=True):
-                if name in memory.tensors:
-                    of.update(zip(memory.names, memory.tensors[name].unbind(), strict=True))
-        names = [node.name for node in self._wiring.nodes]
-        present, *forward = ({name: view[name] for name in names if name in view} for view in views)
-        return present, forward[0], forward[1]
+    def _state_views(self) -> tuple[Views, Views, Views]:
+        nodes = [(node.name, *self._memory.rows[node.name]) for node in self._wiring.nodes]
+        present = {
+            name: (memory.tensors["forward_prediction" if memory.group.received else "value"], row)
+            for name, memory, row in nodes
+        }
+        value, prediction = (
+            {name: (memory.tensors[of], row) for name, memory, row in nodes if of in memory.tensors}
+            for of in ("forward_value", "forward_prediction")
+        )
+        return Views(present), Views(value), Views(prediction)
 
-    def _values(self, steps: int) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
+    def _values(self, steps: int) -> tuple[Mapping[str, Tensor], Views]:
         """Values by node name after so many steps, and the displacements that are kept apart."""
         if steps not in self._valued:
-            moved: dict[str, Tensor] = {}
-            still: dict[str, Tensor] = {}
-            for position in np.flatnonzero(self.plan.received).tolist():
-                name = self._wiring.nodes[position].name
-                memory, row = self._memory.rows[name]
-                displacement = memory.tensor("displacement")[row]
-                if self.plan.moved(steps)[position]:
-                    moved[name] = displacement
-                else:
-                    still[name] = displacement.new_zeros(()).expand_as(displacement)
-            self._valued[steps] = Values(self._views[0], moved), {**moved, **still}
+            has_moved = self.plan.moved(steps)
+            moved, still = dict[str, tuple[Tensor, int]](), dict[str, tuple[Tensor, int]]()
+            for memory, rows in self._memory.node_rows(self.plan.received):
+                stack = memory.tensor("displacement")
+                zero = stack.new_zeros(()).expand_as(stack)
+                for row in rows.tolist():
+                    there = bool(has_moved[memory.group.positions[row]])
+                    (moved if there else still)[memory.names[row]] = (stack if there else zero, row)
+            self._valued[steps] = Values(self._views[0], Views(moved)), Views({**moved, **still})
         return self._valued[steps]
 
     def holds(self, state: State) -> bool:
