@@ -101,6 +101,22 @@ class Task:
         """Whether the activity that the weights learn from is that of the forward pass."""
         return self.learns_forward or self.rule.at_arrival
 
+    @property
+    def between_steps(self) -> list[str]:
+        """What is done between two steps."""
+        relaxation = self.relaxation
+        kinds = {
+            "energies are recorded": self.record,
+            "single nodes are recorded": self.probes,
+            "frames follow each other": self.streams,
+            "the weights learn": self.learns_each_step,
+            "a tolerance may stop the relaxation": relaxation.tolerance is not None,
+            "a step may be taken back (least_rate)": relaxation.least_rate is not None,
+            "noise is drawn (temperature)": relaxation.temperature > 0,
+            "multipliers grow": relaxation.multipliers > 0,
+        }
+        return [kind for kind, there in kinds.items() if there]
+
     def scheduled(self, node: str, step: int) -> float:
         """The schedule's factor on a node's own precision at a step."""
         return self.relaxation.precision.at(step, self.clamping.levels.get(node), self.relaxation.steps)

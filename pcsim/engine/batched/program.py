@@ -1,4 +1,4 @@
-"""A plan compiled into a program: flat lists of operations, in the order in which a run calls them."""
+"""A program: flat lists of operations that a plan has been compiled into, and how they are run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from functools import cached_property, partial
 from itertools import chain, groupby, repeat
 
-import attrs
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,17 +15,17 @@ from torch import Tensor
 from pcsim.engine.batched import errors, messages
 from pcsim.engine.batched.compiled import FEWEST, CompiledSteps
 from pcsim.engine.batched.edges import Activity, EdgeMemory
-from pcsim.engine.batched.gradients import Found, learn
+from pcsim.engine.batched.gradients import Found
 from pcsim.engine.batched.groups import Groups
 from pcsim.engine.batched.memory import Memory, Views
 from pcsim.engine.batched.nodes import NodeMemory
-from pcsim.engine.batched.places import Arena, Operation, named, read, runs_of
+from pcsim.engine.batched.places import Arena, Operation, read, runs_of
 from pcsim.engine.batched.playback import GRAPHS, Playback
-from pcsim.engine.batched.predict import form, nudge, predict
+from pcsim.engine.batched.predict import nudge
+from pcsim.engine.batched.stages import Stages
 from pcsim.engine.batched.weights import Stack
-from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.plan import Plan
-from pcsim.engine.planning.wiring import Factors, Mask, Positions, masked
+from pcsim.engine.planning.wiring import Positions
 from pcsim.engine.probe import Probed
 from pcsim.engine.problem import Batch, Gradients, Record, State, Values, all_finite, free_energies, record
 from pcsim.engine.rates import Rates
@@ -64,28 +63,21 @@ class Program:
         compiled: bool = False,
     ) -> None:
         self.plan, self.groups = plan, groups
-        self._task, self._wiring = plan.task, plan.wiring
-        self._memory, self._message_dtype = Memory(plan, groups, arena), message_dtype
-        self._direct = direct_moves and self._may_move_directly()
-        # Otherwise displacements start at zero, so that they may be read and added to at any time.
-        self._writes_first = self._direct and not (self._task.record or self._task.probes)
-        self._found = Found()
-        self.largest = messages.Largest()
-        self.uninterrupted = not self._between_steps
+        self._task, self._wiring, self._memory = plan.task, plan.wiring, Memory(plan, groups, arena)
+        self._found, self.largest = Found(), messages.Largest()
+        self._stages = Stages(
+            self._memory, self._found, self.largest, direct_moves=direct_moves, message_dtype=message_dtype
+        )
+        self.uninterrupted = not self._task.between_steps
         """Whether nothing happens between two steps."""
-        self.start = self._compile_start()
-        if self.uninterrupted and self._direct:
-            self._let_wait()
-        self.steps = [self._compile_step(phase) for phase in plan.phases]
+        self.start = self._stages.start()
+        self.steps = [self._stages.step(phase) for phase in plan.phases]
         """What brings predictions up to date, and what follows from them, of each different step."""
         # What a run calls again and again, without looking it up in its operation each time.
         self.calls = [
             ([each.call for each in predictions], [each.call for each in update]) for predictions, update in self.steps
         ]
-        self.end: list[Operation] = []
-        """What follows the last step where nothing happens between two."""
-        if self._memory.waiting.any():
-            errors.fade(self._memory, self.end, self._memory.waiting, plan.sent(np.arange(len(self._wiring.nodes))))
+        self.end = self._stages.end()
         self.native = all(each.native for lists in self.steps for part in lists for each in part)
         """Whether all that the steps make lies in tensors of the program, so that autograd need not know of them."""
         self._views = self._state_views()
@@ -110,44 +102,14 @@ class Program:
         """Stacked weights are known once the operations that read them are."""
         self._stacks = [stack for edge in self._memory.edges for stack in edge.weights.stacks.values()]
 
-    def _may_move_directly(self) -> bool:
-        """Whether messages may be added to values at once, while other messages still wait to be computed."""
-        relaxation, memory = self._task.relaxation, self._memory
-        plain = relaxation.plain and relaxation.tolerance is None and not self._task.learns_each_step
-        gaussian = bool(self._wiring.gaussian[self._wiring.free].all())
-        # What is kept apart from the value may move while the value is still to be read.
-        values = [node for node in memory.nodes if node.free and node.moving == "value"]
-        read_late = any(e.source in values and e.chain and e.chain[0].kernel.reads == "input" for e in memory.edges)
-        if self._learns_on_the_way:
-            weighs = any(node.log_precision is not None for node in self._wiring.nodes)
-            read_late = read_late or bool(values) or weighs
-        given = any(node.partial and node.group.following for node in memory.nodes)
-        return plain and gaussian and not (read_late or given)
-
-    @property
-    def _between_steps(self) -> list[str]:
-        """What is done between two steps."""
-        relaxation, task = self._task.relaxation, self._task
-        kinds = {
-            "energies are recorded": task.record,
-            "single nodes are recorded": task.probes,
-            "frames follow each other": task.streams,
-            "the weights learn": task.learns_each_step,
-            "a tolerance may stop the relaxation": relaxation.tolerance is not None,
-            "a step may be taken back (least_rate)": relaxation.least_rate is not None,
-            "noise is drawn (temperature)": relaxation.temperature > 0,
-            "multipliers grow": relaxation.multipliers > 0,
-        }
-        return [kind for kind, there in kinds.items() if there]
-
     def _uncaptured(self, device: torch.device) -> str:
         """Why a device cannot play back what this program calls; "" where it can."""
         parts: list[EdgeMemory | NodeMemory] = [*self._memory.edges, *self._memory.nodes]
         traced = [part.names[0] for part in parts if part.trace is not None]
         if device.type not in GRAPHS:
             return f"they are for {listed(GRAPHS)}, and the network is on {device.type!r}"
-        if self._between_steps:
-            return f"something happens between two steps: {', '.join(self._between_steps)}"
+        if self._task.between_steps:
+            return f"something happens between two steps: {', '.join(self._task.between_steps)}"
         if any(edge.crosses for edge in self._memory.edges):
             return "the network lies on several devices"
         if self._task.fingerprint.stochastic:
@@ -158,8 +120,8 @@ class Program:
         """Compile steps of which enough that are alike follow each other; why none is, "" where one is."""
         if arena.device.type != "cpu":
             return f"this is for CPUs, and the network is on {arena.device.type!r}"
-        if self._between_steps:
-            return f"something happens between two steps: {', '.join(self._between_steps)}"
+        if self._task.between_steps:
+            return f"something happens between two steps: {', '.join(self._task.between_steps)}"
         long = dict.fromkeys(p for p, count in self._runs if count > FEWEST and any(self.steps[p]))
         if not long:
             return f"no {FEWEST + 1} steps that are alike follow each other"
@@ -173,11 +135,7 @@ class Program:
                 self.compiled[position] = CompiledSteps([each.call for each in step], arena)
         return "" if self.compiled else apart
 
-    @property
-    def _learns_on_the_way(self) -> bool:
-        return any(bool(phase.learn.any()) for phase in self.plan.phases)
-
-    # Start
+    # Runs
 
     def load(self, batch: Batch) -> None:
         """Take over what a new batch gives: clamps, masks, the seed of random draws; and the present weights.
@@ -195,193 +153,17 @@ class Program:
         for node in self._memory.nodes:
             node.load(batch, self.plan)
 
-    def _compile_start(self) -> list[Operation]:
-        depth = self._wiring.forward_depth
-        later = self._wiring.predicted & (depth == 0)
-        operations: list[Operation] = []
-        memory = self._memory
-        for level in range(1, int(depth.max(initial=0)) + 1):
-            now = depth == level
-            predict(memory, operations, now[self._wiring.target], now, "start")
-            for node, _ in memory.node_rows(now):
-                if node.partial:
-                    copy = partial(node.tensor("value").copy_, node.tensor("prediction"))
-                    operations += [Operation("copy", copy, node.names), Operation("clamp", node.clamp, node.names)]
-        predict(memory, operations, later[self._wiring.target], later, "start")
-        for node in memory.nodes:
-            if node.reads_prediction_at_start:
-                copy = partial(node.tensor("value").copy_, node.tensor("prediction"))
-                operations.append(Operation("copy", copy, node.names))
-        operations += [Operation("nudge", partial(nudge, memory, node), node.names) for node in self._nudged]
-        for node in memory.nodes:
-            if self._wiring.multiplied[node.group.positions].any():
-                operations.append(Operation("zero", node.tensor("multiplier").zero_, node.names))
-            if node.group.following:
-                parts = (node.tensor(name) for name in ("value", "prediction"))
-                call = partial(torch.sub, *parts, out=node.tensor("error"))
-                operations.append(Operation("error", call, node.names))
-            if node.group.received and not self._writes_first:
-                operations.append(Operation("zero", node.tensor("displacement").zero_, node.names))
-            for kept, original in node.copies:
-                operations.append(Operation("keep", partial(kept.copy_, original), node.names))
-        return operations
-
-    def _let_wait(self) -> None:
-        """What may wait until all steps are over, and what may be computed of many nodes before they begin."""
-        memory, plan = self._memory, self.plan
-        memory.waiting = plan.finished
-        together = np.zeros_like(memory.waiting)
-        for node in memory.nodes:
-            alike = memory.waiting[node.group.positions]
-            if node.group.by_units and node.chain and alike.sum() > 1:
-                together[node.group.positions[alike]] = True
-        errors.slope(memory, self.start, together)
-        memory.sloped = together
-
-    @property
-    def _nudged(self) -> list[NodeMemory]:
-        nudged = (node for node in self._memory.nodes if node.group.given and node.node.incoming)
-        return list(nudged) if self._task.nudged else []
-
-    # Steps
-
-    def _compile_step(self, phase: Phase) -> tuple[list[Operation], list[Operation]]:
-        """What brings predictions up to date, and what follows from them."""
-        memory = self._memory
-        memory.compile_after(phase.moved, fresh=self._writes_first)
-        predictions: list[Operation] = []
-        form(memory, predictions, phase.form)
-        predict(memory, predictions, phase.refresh, phase.predict, memory.activity, phase.form)
-        operations: list[Operation] = []
-        factors = self._factors_on_the_way(phase)
-        if phase.learn.any() and factors is None:
-            self._learn_apart(operations, phase)
-        learning = self._learns_from_sent if factors is None else self._learns_from_sent | phase.learn
-        heard = self._wiring.any_of(phase.message, self._wiring.target)
-        fading = self._fading(phase) & ~(heard | learning)
-        apart = attrs.evolve(phase, active=phase.active & ~(self._wiring.following | fading))
-        errors.compare(memory, operations, apart, learning=False)
-        weights = phase.schedule * self._wiring.own_precision * self._wiring.energy_weight
-        errors.fade(memory, operations, fading, weights)
-        if not self._direct:
-            for node, rows in memory.node_rows(phase.move):
-                part = node.part("descent", rows)
-                operations.append(Operation("zero", part.cell.read().zero_, node.names))
-                part.scatter(operations, node.names)
-        messages.own_pull(memory, operations, apart, direct=self._direct)
-        errors.pull(memory, operations, apart.active & (heard | learning), learning)
-        messages.relay(memory, operations, phase, learning, self._message_dtype, direct=self._direct)
-        to_free = phase.message & (self._wiring.free & ~self._wiring.following)[self._wiring.source]
-        messages.send(memory, operations, to_free, learning, self._message_dtype, direct=self._direct)
-        if factors is not None:
-            exact = self._message_dtype is None
-            learn(memory, operations, self._found, phase, memory.activity, factors, phase.message, exact=exact)
-        self._move(operations, phase)
-        return predictions, operations
-
-    def _fading(self, phase: Phase) -> Mask:
-        """Active nodes whose error is what they have received, and moves them in proportion to itself."""
-        active = phase.active & ~self._memory.waiting if self._direct else np.zeros_like(phase.active)
-        return active & self._wiring.free & self._wiring.proportional & self.plan.received
-
-    def _factors_on_the_way(self, phase: Phase) -> Factors | None:
-        """By what the errors sent at a step are to be multiplied to give those that it teaches; None if unknown."""
-        if not phase.learn.any() or (self._task.learns_each_step and not self._task.rule.usual):
-            return None
-        if self._task.learns_each_step:
-            return np.ones(len(phase.active))
-        wiring, teaching = self._wiring, phase.learn & self._wiring.energetic
-        sent = phase.schedule * wiring.own_precision
-        gathering = phase.learn & wiring.deterministic & wiring.learns
-        through = wiring.any_of(wiring.between & gathering[wiring.source], wiring.target)
-        alike = np.unique(sent[through & phase.active])
-        strays = through & (phase.active | phase.relay) & ~phase.learn
-        if not self._task.rule.usual or strays.any() or len(alike) > 1 or not (np.abs(sent[teaching]) > 0).all():
-            return None
-        factors = np.full(len(sent), 1 / alike[0] if len(alike) else 1.0)
-        factors[teaching] = 1 / sent[teaching]
-        return factors
-
-    def _learn_apart(self, operations: list[Operation], phase: Phase) -> None:
-        """What the errors of a step teach, weighed as the rule says, from δ computed for this alone."""
-        memory, wiring = self._memory, self._wiring
-        teaching = phase.learn & wiring.energetic
-        relay = wiring.upstream(teaching) & wiring.learns
-        message = (teaching | relay)[wiring.target] & relay[wiring.source]
-        apart = attrs.evolve(phase, active=teaching, relay=relay, message=message, learn=teaching | relay)
-        self._learn(operations, apart, teaching, memory.activity, np.ones(len(teaching)), message)
-
-    def _learn(
-        self,
-        operations: list[Operation],
-        phase: Phase,
-        anew: Mask,
-        activity: Activity,
-        factors: Factors,
-        traced: Mask,
-    ) -> None:
-        """Errors with precision left out, of the nodes whose δ is computed anew, and what they and others teach."""
-        memory, exact = self._memory, self._message_dtype is None
-        errors.compare(memory, operations, attrs.evolve(phase, active=anew), learning=True)
-        # Those whose errors become new tensors, images, come one by one, and let them go before the next.
-        apart = [(node, rows) for node, rows in memory.node_rows(anew) if node.pulled_cells(rows)]
-        alone = [masked(node.group.positions[rows], len(anew)) for node, rows in apart if not phase.relay.any()]
-        together = ~np.any(alone, axis=0) if alone else np.ones_like(anew)
-        for now in (together, *alone):
-            errors.pull(memory, operations, anew & now, phase.learn)
-            if now is together:
-                messages.relay(memory, operations, phase, phase.learn, None)
-            taught = attrs.evolve(phase, learn=phase.learn & now)
-            learn(memory, operations, self._found, taught, activity, factors, traced, exact=exact)
-            for node, rows in apart:
-                if now[node.group.positions[rows]].all():
-                    cells = node.pulled_cells(rows)
-                    operations += [Operation("let go", cell.let_go, node.names) for cell in cells]
-
-    def _move(self, operations: list[Operation], phase: Phase) -> None:
-        for node, rows in self._memory.node_rows(phase.move):
-            if not self._direct:
-                velocity = None if self._task.relaxation.plain else node.part("velocity", rows)
-                parts = node.part(node.moving, rows), node.part("descent", rows), velocity
-                move = partial(messages.displace, self._memory, node, named(node.names, rows), *parts, self.largest)
-                operations.append(Operation("move", move, node.names))
-            elif node.partial and not node.group.following:
-                operations.append(Operation("clamp", node.clamp, node.names))
-
-    @property
-    def _learns_from_sent(self) -> Mask:
-        """Nodes whose incoming edges learn, after the relaxation, from the errors that they have sent."""
-        return ~np.isnan(self.plan.lasting_errors)
-
     def closing(self, steps: int) -> list[Operation]:
         """Operations that bring every prediction up to date with the last step."""
         if steps not in self._closing:
-            self._closing[steps] = []
-            self._memory.compile_after(self.plan.moved(steps))
-            unformed = self.plan.unformed(steps)
-            form(self._memory, self._closing[steps], unformed)
-            predict(self._memory, self._closing[steps], *self.plan.closing(steps), self._memory.activity, unformed)
+            self._closing[steps] = self._stages.closing(steps)
             self._bring_new_stacks()
         return self._closing[steps]
 
     def learning(self, steps: int) -> list[Operation]:
         """Operations that compute the learning rule's gradients after so many steps."""
         if steps not in self._learning:
-            memory, phase = self._memory, self.plan.learning(steps)
-            operations: list[Operation] = []
-            memory.compile_after(self.plan.moved(steps))
-            activity = self._activity_learned_from
-            form(memory, operations, phase.form)
-            predict(memory, operations, phase.refresh, phase.predict, activity)
-            sent = self.plan.lasting_errors
-            been_sent = np.zeros(len(self._wiring.edges), bool)
-            for step in self.plan.phases:
-                been_sent |= step.message
-            traced = (been_sent & ~np.isnan(sent)[self._wiring.target]) | phase.message
-            factors = np.where(np.isnan(sent), 1.0, sent)
-            anew = phase.active & np.isnan(sent)
-            self._learn(operations, phase, anew, activity, factors, traced)
-            self._learning[steps] = operations
+            self._learning[steps] = self._stages.learning(steps)
             self._bring_new_stacks()
         return self._learning[steps]
 
@@ -449,7 +231,7 @@ class Program:
             changed = [node for node in memory.nodes if node.streamed and not set(changing).isdisjoint(node.names)]
             for node in changed:
                 node.show()
-            for node in self._nudged:
+            for node in self._stages.nudged:
                 if node in changed:
                     nudge(memory, node)
 
@@ -490,10 +272,6 @@ class Program:
         gradients = self._found.copy()
         self._found.clear()
         return gradients
-
-    @property
-    def _activity_learned_from(self) -> Activity:
-        return "forward" if self._task.reads_forward else "present"
 
     # What a run leaves
 
@@ -544,7 +322,7 @@ class Program:
     @cached_property
     def forward_pass_lost(self) -> bool:
         """Whether modules keep statistics of the forward pass that have been evaluated on other values since."""
-        if self._activity_learned_from != "forward":
+        if self._stages.activity_learned_from != "forward":
             return False
         nodes = (self._wiring.nodes[position] for position in np.flatnonzero(self.plan.rewritten).tolist())
         return any(self._counts(part) for node in nodes for part in (node, *node.incoming))
@@ -560,7 +338,7 @@ class Program:
 
     def update_statistics(self, steps: int) -> None:
         """Evaluate the modules that keep statistics once more, on the activity that they saw last, and let them."""
-        activity = self._activity_learned_from
+        activity = self._stages.activity_learned_from
         if activity == "present":
             if self._task.learns_each_step:  # weights have moved on since the last step's predictions
                 self._bring_weights()
