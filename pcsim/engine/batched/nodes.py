@@ -58,8 +58,7 @@ class NodeMemory:
             self.tensors["prediction"] = self._scratch("prediction") if separate else self._new()
             self.tensors["forward_prediction"] = self._new() if separate else self.tensors["prediction"]
         if group.received:
-            self.tensors["displacement"] = self._new()
-            self.tensors["value"] = self._scratch("value")  # put together where it is read, and not kept
+            self.tensors["displacement"] = self._new()  # the value is put together where it is read, and not kept
         else:
             self.tensors["value"] = self.tensors["prediction"] if group.deterministic else self._new()
         if group.following:
@@ -78,7 +77,7 @@ class NodeMemory:
             self.tensors["forward_value"] = self.tensors["forward_prediction"]
         else:
             self.tensors["forward_value"] = self._new()
-            self.copies.append((self.tensors["forward_value"], self.tensors["value"]))
+            self.copies.append((self.tensors["forward_value"], self.tensor("value")))
         self.chain: list[Link] = group.chain or []
         self.trace: Traced | None = None
         if node.predicted and group.chain is None:
@@ -165,7 +164,7 @@ class NodeMemory:
         return found
 
     def tensor(self, name: str) -> Tensor:
-        """One of the group's tensors; "delta", "descent" and "velocity" are made when first asked for."""
+        """One of the group's tensors; what is not kept of a run is made when first asked for."""
         if name not in self.tensors:
             self.tensors[name] = self._scratch(name)
         return self.tensors[name]
@@ -184,12 +183,11 @@ class NodeMemory:
 
     def load(self, batch: Batch, plan: Plan) -> None:
         """Take over a batch: clamped values, and the start of what no forward pass reaches."""
-        value = self.tensors["value"]
         if self.group.given:
             self.show()
         elif not self.starts_forward and not self.group.deterministic:
             for row, node in enumerate(self.group.nodes):
-                value[row].copy_(batch.origin(node))
+                self.tensor("value")[row].copy_(batch.origin(node))
             if self.partial:
                 self.clamp()
         if self.free and not plan.task.relaxation.plain:
@@ -201,12 +199,12 @@ class NodeMemory:
             self.clamp()
             return
         for row, name in enumerate(self.names):
-            self.tensors["value"][row].copy_(self._batch().clamps[name].value)
+            self.tensor("value")[row].copy_(self._batch().clamps[name].value)
 
     def clamp(self) -> None:
         """Put the given units of partially clamped nodes back."""
         for row, name in enumerate(self.names):
-            value = self.tensors["value"][row]
+            value = self.tensor("value")[row]
             value.copy_(self._batch().clamped(name, value))
 
     def place(self, link: int, rows: Positions) -> Part | Cell:
