@@ -947,7 +947,7 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/nodes.py",
-        'self.copies.append((self.tensors["forward_value"], self.tensors["value"]))',
+        'self.copies.append((self.tensors["forward_value"], self.tensor("value")))',
         "pass",
         "What a placed node started at is not kept.",
     ),
