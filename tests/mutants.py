@@ -1918,8 +1918,8 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/compiled.py",
-        "storage.carried.update({*range(pieces.start, pieces.stop)} - storage.written)",
-        "storage.carried.update({*range(pieces.start, pieces.stop)})",
+        "storage.carried.update({*pieces} - storage.written)",
+        "storage.carried.update({*pieces})",
         "Compiled steps write back what no next one reads.",
     ),
     Mutant(

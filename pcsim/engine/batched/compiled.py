@@ -134,12 +134,12 @@ class CompiledSteps:
         try:
             graph = _Graph(record.calls)
             steps = graph.of_steps(self._at_a_time)
-            self._given, self._weights = graph.given()
+            self._given, self._weights = graph.given(), graph.weights
             make = partial(compile_graph, steps, self._given)
             compiled: Callable[..., object] = self._arena.kept(("compiled", steps.code, *map(len, self._given)), make)
             self._places = [*map(_place, self._weights)]
             compiled(*self._given)
-        except (UncompilableError, RuntimeError) as error:
+        except Exception as error:  # whatever a compiler may fail by: the calls are there as ever
             self._weights, self._places = [], []
             self._refused = " ".join(str(error).split("\n\n")[0].split())
             warnings.warn(f"compiled: steps are called one by one, since {self._refused}", PCWarning, stacklevel=2)
@@ -166,7 +166,8 @@ class _Storage:
     known: bool
     bounds: set[int] = attrs.field(factory=set)
     cuts: list[int] = attrs.field(factory=list)
-    values: list[fx.Node] = attrs.field(factory=list)
+    values: list[fx.Node | None] = attrs.field(factory=list)
+    """Of each piece; None before it is first read or written."""
     given: fx.Node | None = None
     carried: set[int] = attrs.field(factory=set)
     """Pieces that are read before they are written."""
@@ -194,6 +195,8 @@ class _Graph:
     def __init__(self, calls: Sequence[_Called]) -> None:
         self._calls, self._graph = calls, fx.Graph()
         self._storages: dict[int, _Storage] = {}
+        self.weights: list[Tensor] = []
+        """Parameters among what is read, whose data may be put elsewhere."""
         for call in calls:
             for tensor in _tensors((call.arguments, call.options)):
                 self._see(tensor, known=True)
@@ -201,6 +204,7 @@ class _Graph:
                 self._see(tensor, known=False)
         for storage in self._storages.values():
             storage.cuts = sorted(storage.bounds | ({0, storage.size} if storage.known else set()))
+            storage.values = [None] * (len(storage.cuts) - 1)
 
     def _see(self, tensor: Tensor, *, known: bool) -> None:
         if tensor.layout is not torch.strided:
@@ -209,31 +213,30 @@ class _Graph:
         if storage.tensor.dtype != tensor.dtype:
             raise UncompilableError("a tensor is read in another dtype than it was written in")
         storage.bounds.update(_span(tensor))
+        if isinstance(tensor, nn.Parameter):
+            self.weights.append(tensor)
 
     def of_steps(self, count: int) -> fx.GraphModule:
         """The graph of so many steps."""
         for storage in self._storages.values():
             if storage.known:
                 storage.given = self._graph.placeholder(f"given_{len(self._graph.nodes)}")
-                storage.values = self._cut(storage.given, storage.cuts)
         for _ in range(count):
             for call in self._calls:
                 self._add(call)
         for storage in self._storages.values():
             if storage.carried & storage.written:
-                self._call(aten.copy_.default, storage.given, self._joined(storage.values))
+                self._call(aten.copy_.default, storage.given, self._joined(storage, range(len(storage.values))))
         self._graph.output(())
-        self._graph.eliminate_dead_code()
         for storage in self._storages.values():
             if storage.given is not None and not storage.given.users:
                 self._graph.erase_node(storage.given)
                 storage.given = None
         return fx.GraphModule(nn.Module(), self._graph)
 
-    def given(self) -> tuple[list[Tensor], list[Tensor]]:
-        """What the graph is given, as vectors, and the weights among it."""
-        given = [storage for storage in self._storages.values() if storage.given is not None]
-        return [each.whole() for each in given], [s.tensor for s in given if isinstance(s.tensor, nn.Parameter)]
+    def given(self) -> list[Tensor]:
+        """What the graph is given, as vectors."""
+        return [each.whole() for each in self._storages.values() if each.given is not None]
 
     def _add(self, call: _Called) -> None:
         arguments = call.operation._schema.arguments
@@ -281,13 +284,25 @@ class _Graph:
         first = cuts[0]
         return [self._call(aten.slice.Tensor, vector, 0, a - first, b - first) for a, b in pairwise(cuts)]
 
-    def _joined(self, pieces: list[fx.Node]) -> fx.Node:
-        return pieces[0] if len(pieces) == 1 else self._call(aten.cat.default, pieces)
+    def _joined(self, storage: _Storage, pieces: range) -> fx.Node:
+        """What lies in pieces that follow each other, as a vector."""
+        for piece in pieces:
+            if storage.values[piece] is None:
+                assert storage.given is not None
+                bounds = storage.cuts[piece : piece + 2]
+                whole = len(storage.values) == 1
+                storage.values[piece] = (
+                    storage.given if whole else self._call(aten.slice.Tensor, storage.given, 0, *bounds)
+                )
+        values = [storage.values[piece] for piece in pieces]
+        first = values[0]
+        assert first is not None
+        return first if len(values) == 1 else self._call(aten.cat.default, values)
 
-    def _place(self, tensor: Tensor) -> tuple[_Storage, slice]:
+    def _place(self, tensor: Tensor) -> tuple[_Storage, range]:
         storage = self._storages[tensor.untyped_storage().data_ptr()]
         first, last = (bisect_left(storage.cuts, bound) for bound in _span(tensor))
-        return storage, slice(first, last)
+        return storage, range(first, last)
 
     def _read(self, tensor: Tensor) -> fx.Node:
         sizes = [1 if stride == 0 else size for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
@@ -295,9 +310,9 @@ class _Graph:
         if not _dense(once):
             raise UncompilableError("an operation reads a tensor with gaps")
         storage, pieces = self._place(once)
-        storage.carried.update({*range(pieces.start, pieces.stop)} - storage.written)
+        storage.carried.update({*pieces} - storage.written)
         order, inverse = _orders(once)
-        found = self._call(aten.view.default, self._joined(storage.values[pieces]), [sizes[axis] for axis in order])
+        found = self._call(aten.view.default, self._joined(storage, pieces), [sizes[axis] for axis in order])
         if order != sorted(order):
             found = self._call(aten.permute.default, found, inverse)
         return found if once.shape == tensor.shape else self._call(aten.expand.default, found, tensor.shape)
@@ -310,10 +325,8 @@ class _Graph:
         if order != sorted(order):
             made = self._call(aten.permute.default, made, order)
         vector = self._call(aten.reshape.default, made, [-1])
-        if not storage.values:
-            storage.values = [vector] * (len(storage.cuts) - 1)
-        storage.values[pieces] = self._cut(vector, storage.cuts[pieces.start : pieces.stop + 1])
-        storage.written.update(range(pieces.start, pieces.stop))
+        storage.values[pieces.start : pieces.stop] = self._cut(vector, storage.cuts[pieces.start : pieces.stop + 1])
+        storage.written.update(pieces)
 
 
 def _tensors(of: object) -> list[Tensor]:
