@@ -1,4 +1,4 @@
-"""Steps that are alike, compiled by ``torch.compile`` and taken several at a time.
+"""Steps that are alike, compiled by the compiler of ``torch.compile`` and taken several at a time.
 
 What a step calls fills tensors that stay where they are. It is written down once, as PyTorch dispatches it, and turned
 into a graph of values, in which nothing is overwritten: a storage is cut where any operation begins or ends to read or
@@ -141,11 +141,16 @@ class CompiledSteps:
             compiled(*self._given)
         except Exception as error:  # whatever a compiler may fail by: the calls are there as ever
             self._weights, self._places = [], []
-            self._refused = " ".join(str(error).split("\n\n")[0].split())
-            warnings.warn(f"compiled: steps are called one by one, since {self._refused}", PCWarning, stacklevel=2)
+            self._refused = refuse(" ".join(str(error).split("\n\n")[0].split()))
             return 1
         self._compiled, self._seconds = compiled, time.perf_counter() - start
         return 1 + self._at_a_time
+
+
+def refuse(why: str) -> str:
+    """Warn that steps are called one by one, and why; the reason again."""
+    warnings.warn(f"compiled: steps are called one by one, since {why}", PCWarning, stacklevel=3)
+    return why
 
 
 def _place(weight: Tensor) -> object:

@@ -138,8 +138,9 @@ def _cells_to_take_over(memory: Memory, node: NodeMemory, rows: Positions, activ
 
     Anew, each would be had from the system, and cleared, at every run.
     """
-    lasts = ~np.isnan(memory.plan.lasting_errors[node.group.positions[rows]])
-    return node.pulled_cells(rows) if activity == "start" and lasts.all() else []
+    if activity != "start" or np.isnan(memory.plan.lasting_errors[node.group.positions[rows]]).any():
+        return []
+    return node.pulled_cells(rows)
 
 
 def _hand_over(there: Cell, here: Cell) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from functools import cached_property, partial
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pcsim.engine.batched import errors, messages
-from pcsim.engine.batched.compiled import FEWEST, CompiledSteps
+from pcsim.engine.batched.compiled import FEWEST, CompiledSteps, refuse
 from pcsim.engine.batched.edges import Activity, EdgeMemory
 from pcsim.engine.batched.gradients import Found
 from pcsim.engine.batched.groups import Groups
@@ -29,7 +28,6 @@ from pcsim.engine.planning.wiring import Positions
 from pcsim.engine.probe import Probed
 from pcsim.engine.problem import Batch, Gradients, Record, State, Values, all_finite, free_energies, record
 from pcsim.engine.rates import Rates
-from pcsim.errors import PCWarning
 from pcsim.graph.part import Part
 from pcsim.graph.statistics import frozen_statistics
 from pcsim.messages import listed
@@ -96,7 +94,7 @@ class Program:
         """Steps that are compiled, by their place among the different ones."""
         self._uncompiled = self._compile_further(arena) if compiled and plan.sequence else ""
         if self._uncompiled:
-            warnings.warn(f"compiled: steps are called one by one, since {self._uncompiled}", PCWarning, stacklevel=2)
+            refuse(self._uncompiled)
 
     def _find_stacks(self) -> None:
         """Stacked weights are known once the operations that read them are."""
@@ -108,20 +106,23 @@ class Program:
         traced = [part.names[0] for part in parts if part.trace is not None]
         if device.type not in GRAPHS:
             return f"they are for {listed(GRAPHS)}, and the network is on {device.type!r}"
-        if self._task.between_steps:
-            return f"something happens between two steps: {', '.join(self._task.between_steps)}"
+        if not self.uninterrupted:
+            return self._interrupted()
         if any(edge.crosses for edge in self._memory.edges):
             return "the network lies on several devices"
         if self._task.fingerprint.stochastic:
             return "a module may draw random numbers"
         return f"autograd computes {listed(traced, 3)}" if traced else ""
 
+    def _interrupted(self) -> str:
+        return f"something happens between two steps: {', '.join(self._task.between_steps)}"
+
     def _compile_further(self, arena: Arena) -> str:
         """Compile steps of which enough that are alike follow each other; why none is, "" where one is."""
         if arena.device.type != "cpu":
             return f"this is for CPUs, and the network is on {arena.device.type!r}"
-        if self._task.between_steps:
-            return f"something happens between two steps: {', '.join(self._task.between_steps)}"
+        if not self.uninterrupted:
+            return self._interrupted()
         long = dict.fromkeys(p for p, count in self._runs if count > FEWEST and any(self.steps[p]))
         if not long:
             return f"no {FEWEST + 1} steps that are alike follow each other"
@@ -322,7 +323,7 @@ class Program:
     @cached_property
     def forward_pass_lost(self) -> bool:
         """Whether modules keep statistics of the forward pass that have been evaluated on other values since."""
-        if self._stages.activity_learned_from != "forward":
+        if not self._task.reads_forward:
             return False
         nodes = (self._wiring.nodes[position] for position in np.flatnonzero(self.plan.rewritten).tolist())
         return any(self._counts(part) for node in nodes for part in (node, *node.incoming))

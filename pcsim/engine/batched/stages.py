@@ -12,7 +12,6 @@ from pcsim.engine.batched import errors, messages
 from pcsim.engine.batched.edges import Activity
 from pcsim.engine.batched.gradients import Found, learn
 from pcsim.engine.batched.memory import Memory
-from pcsim.engine.batched.nodes import NodeMemory
 from pcsim.engine.batched.places import Operation, named
 from pcsim.engine.batched.predict import form, nudge, predict
 from pcsim.engine.planning.liveness import Phase
@@ -45,7 +44,8 @@ class Stages:
         self._direct = direct_moves and self._may_move_directly()
         # Otherwise displacements start at zero, so that they may be read and added to at any time.
         self._writes_first = self._direct and not (self._task.record or self._task.probes)
-        self.nudged = self._find_nudged()
+        nudged = (node for node in memory.nodes if node.group.given and node.node.incoming)
+        self.nudged = list(nudged) if self._task.nudged else []
         """Targets that the start nudges."""
 
     def _may_move_directly(self) -> bool:
@@ -111,10 +111,6 @@ class Stages:
                 together[node.group.positions[alike]] = True
         errors.slope(memory, operations, together)
         memory.sloped = together
-
-    def _find_nudged(self) -> list[NodeMemory]:
-        nudged = (node for node in self._memory.nodes if node.group.given and node.node.incoming)
-        return list(nudged) if self._task.nudged else []
 
     def step(self, phase: Phase) -> tuple[list[Operation], list[Operation]]:
         """What brings predictions up to date, and what follows from them."""

@@ -38,13 +38,12 @@ class PooledActivation(Kernel[nn.Sequential]):
         """The largest activation of each window."""
         activate, saved = Call(call.module[0], {}, {}, call.products), call.saved
         saved["image"] = value.new_empty(()).expand(value.shape)
-        pooling = Call(call.module[1], {}, saved)
+        by_input = self._activation.reads == "input"
         if self._activation.rises(call.module[0]):
-            largest = self._pooling.forward(pooling, value, saved.get("chosen"))
-            if self._activation.reads == "input":
+            largest = self._pooling.forward(Call(call.module[1], {}, saved), value, saved.get("chosen"))
+            if by_input:
                 saved["chosen"] = largest
             return self._activation.forward(activate, largest, out)
-        by_input = self._activation.reads == "input"
         if out is None or "indices" not in saved:
             pooled, indices = pool(call.module[1], self._activation.forward(activate, value), out)
             keep_indices(saved, indices, value)
