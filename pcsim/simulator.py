@@ -20,6 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pcsim import clamps as given
 from pcsim.clamps import Clamps, Recorded
+from pcsim.collecting import uncollected
 from pcsim.dynamics.inference import Relaxation, check_delay
 from pcsim.dynamics.learning import LearningRule, SettledUpdate
 from pcsim.dynamics.nudging import Nudge
@@ -458,6 +459,7 @@ class Simulator:
 
     # What a run is given
 
+    @uncollected()
     def _problem(
         self,
         clamps: Clamps,
@@ -591,7 +593,7 @@ class Simulator:
         return self._clampings[key]
 
     def _require_target(self, task: Task, batch: Batch) -> None:
-        if not any(name in task.clamping.energetic for name in batch.clamps):
+        if batch.clamps.keys().isdisjoint(task.clamping.energetic):
             raise StateError(
                 "nothing to learn: no clamped node has an incoming edge or a prior (clamped: "
                 f"{', '.join(batch.clamps)}); clamp a target as well"

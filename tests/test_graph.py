@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 
 import networkx as nx
 import pytest
@@ -59,6 +60,16 @@ def test_topological_order() -> None:
 def test_components_come_sources_first() -> None:
     assert [names(group) for group in drawn("ab bc cb cd").components()] == ["a", "bc", "d"]
     assert [names(group) for group in drawn("ba ca").components()][-1] == "a"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_components_come_in_the_order_that_networkx_gives(seed: int) -> None:
+    draw = random.Random(seed)
+    net = drawn(" ".join("".join(draw.choices("abcdefghijklmnop", k=2)) for _ in range(4 + seed)))
+    condensed, place = nx.condensation(nx.DiGraph(net.to_networkx())), {name: n for n, name in enumerate(net.nodes)}
+    members = {c: sorted(condensed.nodes[c]["members"], key=place.__getitem__) for c in condensed}
+    ordered = nx.lexicographical_topological_sort(condensed, key=lambda c: place[members[c][0]])
+    assert [names(group) for group in net.components()] == ["".join(members[c]) for c in ordered]
 
 
 def test_levels_count_from_the_sinks_unless_told() -> None:

@@ -9,7 +9,7 @@ import attrs
 import networkx as nx
 
 from pcsim.errors import ClampError, GraphError
-from pcsim.graph.levels import levels_to, simple_graph
+from pcsim.graph.levels import components, levels_to
 from pcsim.graph.network import Network
 from pcsim.messages import listed
 
@@ -132,16 +132,8 @@ class Clamping:
     @cached_property
     def components(self) -> tuple[tuple[str, ...], ...]:
         """Components in the order in which values start; edges into clamped nodes do not count (SPEC §2, Start)."""
-        network = self.network
-        kept = (edge for edge in network.edges.values() if edge.target_name not in self.full)
-        condensed = nx.condensation(simple_graph(network, ((edge.source_name, edge.target_name) for edge in kept)))
-        order = {name: position for position, name in enumerate(network.nodes)}
-        return tuple(
-            tuple(sorted(condensed.nodes[component]["members"], key=order.__getitem__))
-            for component in nx.lexicographical_topological_sort(
-                condensed, key=lambda c: min(order[name] for name in condensed.nodes[c]["members"])
-            )
-        )
+        kept = (edge for edge in self.network.edges.values() if edge.target_name not in self.full)
+        return tuple(components(self.network, ((edge.source_name, edge.target_name) for edge in kept)))
 
     @cached_property
     def cyclic(self) -> frozenset[str]:
@@ -165,16 +157,12 @@ class Clamping:
     @cached_property
     def deterministic_order(self) -> tuple[str, ...]:
         """Deterministic nodes, each after its deterministic sources."""
-        graph = simple_graph(
-            self.network,
-            (
-                (e.source_name, e.target_name)
-                for e in self.network.edges.values()
-                if e.source_name in self.deterministic and e.target_name in self.deterministic
-            ),
-        )
+        inner, graph = self.deterministic, nx.DiGraph()
+        graph.add_nodes_from(name for name in self.network.nodes if name in inner)
+        ends = ((edge.source_name, edge.target_name) for edge in self.network.edges.values())
+        graph.add_edges_from(both for both in ends if inner.issuperset(both))
         try:
-            return tuple(name for name in nx.topological_sort(graph) if name in self.deterministic)
+            return tuple(nx.topological_sort(graph))
         except nx.NetworkXUnfeasible:
             cycle = " -> ".join(edge[0] for edge in nx.find_cycle(graph))
             raise GraphError(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 import networkx as nx
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 if TYPE_CHECKING:
     from pcsim.graph.network import Network
@@ -31,7 +35,6 @@ def levels_to(
         deterministic = {name for name, node in network.nodes.items() if node.deterministic} - set(targets)
     ends = frozenset(targets)
     edges = [(e.source_name, e.target_name) for e in network.edges.values() if e.source_name not in ends]
-    condensed = nx.condensation(simple_graph(network, edges))
     successors: dict[str, list[str]] = {name: [] for name in network.nodes}
     predecessors: dict[str, list[str]] = {name: [] for name in network.nodes}
     for source, target in edges:
@@ -39,10 +42,10 @@ def levels_to(
         predecessors[target].append(source)
     hop = {name: 0 if name in deterministic else 1 for name in network.nodes}
     level = dict.fromkeys(ends, 0)
-    for component in reversed(list(nx.topological_sort(condensed))):
-        members = condensed.nodes[component]["members"]
-        if members <= ends:
+    for component in reversed(components(network, edges)):
+        if ends.issuperset(component):
             continue
+        members = frozenset(component)
         exits = {
             name: max(level[after] + hop[after] for after in outside)
             for name in members
@@ -68,6 +71,37 @@ def _hops_back(
                 hops[before] = length
                 (queue.append if hop[name] else queue.appendleft)(before)
     return hops
+
+
+def components(network: Network, edges: Iterable[tuple[str, str]]) -> list[tuple[str, ...]]:
+    """Strongly connected components of a network's nodes joined by these edges, each after those that it reads.
+
+    Where several may come next, the one with the node that was added first does; members are in that order too.
+    """
+    names = list(network.nodes)
+    place = {name: position for position, name in enumerate(names)}
+    ends = np.array([(place[source], place[target]) for source, target in edges], np.intp).reshape(-1, 2)
+    joined = coo_matrix((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(len(names), len(names)))
+    count, labels = connected_components(joined, connection="strong")
+    first = np.unique(labels, return_index=True)[1]
+    component = np.argsort(np.argsort(first))[labels]  # numbered by their first members
+    members: list[list[str]] = [[] for _ in range(count)]
+    for name, number in zip(names, component.tolist(), strict=True):
+        members[number].append(name)
+    between = component[ends][component[ends[:, 0]] != component[ends[:, 1]]]
+    readers: list[list[int]] = [[] for _ in range(count)]
+    for source, target in between.tolist():
+        readers[source].append(target)
+    awaited = np.bincount(between[:, 1], minlength=count).tolist()
+    ready, ordered = [number for number in range(count) if not awaited[number]], []
+    while ready:
+        number = heappop(ready)
+        ordered.append(tuple(members[number]))
+        for reader in readers[number]:
+            awaited[reader] -= 1
+            if not awaited[reader]:
+                heappush(ready, reader)
+    return ordered
 
 
 def simple_graph(network: Network, edges: Iterable[tuple[str, str]]) -> nx.DiGraph:

@@ -15,7 +15,7 @@ from pcsim.graph.combining import Sum
 from pcsim.graph.edge import Edge
 from pcsim.graph.energy import Energy, LearnedPrecision
 from pcsim.graph.fingerprint import Fingerprint
-from pcsim.graph.levels import levels_to
+from pcsim.graph.levels import components, levels_to
 from pcsim.graph.node import Node, StateReader
 from pcsim.graph.part import Part
 from pcsim.graph.probing import plain, tensor_options
@@ -442,10 +442,8 @@ class Network(nn.Module):
 
     def components(self) -> list[list[Node]]:
         """Strongly connected components, sources first; a node on no cycle is a component of its own."""
-        condensed = nx.condensation(nx.DiGraph(self.to_networkx()))
-        order = {name: position for position, name in enumerate(self.nodes)}
-        groups = (condensed.nodes[c]["members"] for c in nx.topological_sort(condensed))
-        return [[self.nodes[name] for name in sorted(group, key=order.__getitem__)] for group in groups]
+        ends = ((edge.source_name, edge.target_name) for edge in self.edges.values())
+        return [[self.nodes[name] for name in members] for members in components(self, ends)]
 
     def topological_order(self) -> list[Node]:
         """Nodes, each after all that predict it; GraphError names a cycle if there is one."""

@@ -9,6 +9,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from pcsim.collecting import uncollected
 from pcsim.engine import local_rules
 from pcsim.engine.batched.groups import Groups
 from pcsim.engine.batched.places import Arena
@@ -227,6 +228,7 @@ class BatchedEngine(Engine):
             return None
         return None if state.altered else self._latest[1]
 
+    @uncollected()
     def _program(self, task: Task, batch: Batch) -> Program:
         """The program of a task, made when it is first needed.
 
