@@ -130,10 +130,15 @@ def identity_of(modules: Iterable[nn.Module]) -> tuple[int, ...]:
     """Which modules these are, with all that they hold, the shapes of their parameters, and what else a call of them
     does or moves: hooks, a forward of their own, buffers; kept to see changes.
     """
-    parts = [part for module in modules for part in (module.modules() if module._modules else (module,))]
-    shapes = (p.shape for part in parts for p in part._parameters.values() if p is not None and not is_lazy(p))
-    # The keys of hooks are numbers, none of which is given twice.
-    hooks = (key for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks) for key in hooks)
-    more = (len(part._buffers) for part in parts)
-    own = (id(part.__dict__["forward"]) for part in parts if "forward" in part.__dict__)
-    return *map(id, parts), *chain.from_iterable(shapes), *hooks, *more, *own
+    identity: list[int] = []
+    for module in modules:
+        for part in module.modules() if module._modules else (module,):
+            held, attributes = part._parameters, part.__dict__
+            # The keys of hooks are numbers, none of which is given twice.
+            identity += id(part), len(part._buffers), *part._forward_hooks, *part._forward_pre_hooks
+            for parameter in held.values():
+                if parameter is not None and not is_lazy(parameter):
+                    identity += parameter.shape
+            if "forward" in attributes:
+                identity.append(id(attributes["forward"]))
+    return tuple(identity)
