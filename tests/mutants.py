@@ -226,9 +226,21 @@ MUTANTS = (
     ),
     Mutant(
         "graph/clamping.py",
-        "kept = (edge for edge in network.edges.values() if edge.target_name not in self.full)",
-        "kept = iter(network.edges.values())",
+        "kept = (edge for edge in self.network.edges.values() if edge.target_name not in self.full)",
+        "kept = iter(self.network.edges.values())",
         "A clamp no longer cuts a cycle.",
+    ),
+    Mutant(
+        "graph/levels.py",
+        "            if not awaited[reader]:\n                heappush",
+        "            if True:\n                heappush",
+        "A component comes before one that it reads.",
+    ),
+    Mutant(
+        "graph/levels.py",
+        "component = np.argsort(np.argsort(first))[labels]",
+        "component = labels",
+        "Components come in the order that the search has found them in.",
     ),
     Mutant(
         "graph/clamping.py",
@@ -826,8 +838,8 @@ MUTANTS = (
     ),
     Mutant(
         "graph/fingerprint.py",
-        "*chain.from_iterable(shapes), *hooks, *more, *own",
-        "*chain.from_iterable(shapes)",
+        "identity += id(part), len(part._buffers), *part._forward_hooks, *part._forward_pre_hooks",
+        "identity.append(id(part))",
         "What is put on a module after its edge was added is not looked at.",
     ),
     Mutant(
@@ -932,6 +944,24 @@ MUTANTS = (
         '        elif source.group.received and not source.moved[origins[0]]:\n            activity = "forward"\n',
         "",
         "What has not moved is read where it is put together later.",
+    ),
+    Mutant(
+        "engine/batched/edges.py",
+        "            if self.chain[link].in_place:\n                places[link]",
+        "            if True:\n                places[link]",
+        "Errors pulled back through a link that has weights lie over what its weights learn from.",
+    ),
+    Mutant(
+        "engine/batched/edges.py",
+        "at_once = filled and place == self._pulled_over[0]",
+        "at_once = filled",
+        "What an edge's weights learn from lies where others leave their messages.",
+    ),
+    Mutant(
+        "engine/batched/edges.py",
+        'scratch: Tensor = self._arena.kept(\n            ("message", owner, count, *shape())',
+        'scratch: Tensor = self._arena.kept(\n            ("message", owner, count, len(shape()))',
+        "Messages of different sizes lie in the same place.",
     ),
     Mutant(
         "engine/batched/edges.py",

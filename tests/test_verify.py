@@ -487,6 +487,40 @@ def test_every_result_of_a_kernel_that_is_wrong_is_told(fault: str, monkeypatch:
         verify.check_kernel(Scaling(), (3,))
 
 
+class Clipping(nn.Module):
+    """To 1 at most."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value.clamp(max=1.0)
+
+
+class ClippingKernel(pcsim.Kernel[Clipping]):
+    """Right, unless one of its results is written over what it is made of."""
+
+    elementwise, reads = True, "output"
+    fault = ""
+
+    def _into(self, out: Any, given: Tensor, result: Tensor, fault: str) -> Tensor:
+        if out is None:
+            return result
+        return out.copy_(result + 1e-3 if out is given and self.fault == fault else result)
+
+    def forward(self, call: Any, value: Tensor, out: Any = None) -> Tensor:
+        return self._into(out, value, value.clamp(max=1.0), "prediction")
+
+    def message(self, call: Any, delta: Tensor, value: Tensor, output: Tensor, out: Any = None) -> Tensor:
+        return self._into(out, delta, delta * (output < 1), "message")
+
+
+@pytest.mark.parametrize("fault", ["message over the error itself", "prediction over its input"])
+def test_a_kernel_that_is_wrong_in_place_is_told(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pcsim.register_kernel(Clipping, ClippingKernel())
+    verify.check_kernel(Clipping(), (3,))
+    monkeypatch.setattr(ClippingKernel, "fault", fault.partition(" ")[0])
+    with pytest.raises(AssertionError, match=fault):
+        verify.check_kernel(Clipping(), (3,))
+
+
 # What a failure prints
 
 

@@ -90,6 +90,13 @@ def _compare(kernel: Kernel[Any], module: nn.Module, shape: tuple[int, ...], bat
             back = torch.full_like(value, 7.0)
             kernel.messaging(call, delta.clone(), *kept[kernel.reads], back)()
             _same(module, "written message", back, message, tolerance)
+        if kernel.elementwise and not weights:
+            over = delta.clone()
+            sent = kernel.message(call, over, *kept[kernel.reads], over)
+            _same(module, "message over the error itself", sent, message, tolerance)
+            if kernel.reads != "input":
+                over = value.clone()
+                _same(module, "prediction over its input", kernel.forward(call, over, over), output, tolerance)
         if kernel.adds:
             goal = torch.full_like(value, 7.0)
             kernel.adding(call, delta, goal, -0.5)()

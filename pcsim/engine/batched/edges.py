@@ -123,16 +123,35 @@ class EdgeMemory:
         stack: Tensor = self._kept(name, lambda: self._arena.new(count, shape, torch.contiguous_format))
         return self._arena.part((self._key, name), stack, rows)
 
+    @cached_property
+    def _pulled_over(self) -> list[int]:
+        """For each link, the last one from it on over whose error its own is pulled back, so that both lie together."""
+        places = list(range(self.length))
+        for link in reversed(range(len(self.chain) - 1)):
+            if self.chain[link].in_place:
+                places[link] = places[link + 1]
+        return places
+
     def message_cell(self, link: int, rows: Positions) -> Cell:
-        """Where the error pulled back through links ``link`` and later goes."""
+        """Where the error pulled back through links ``link`` and later goes.
+
+        What only the source is sent is used at once, so that all edges of one shape leave it in the same place, which
+        stays in a core's cache.
+        """
+        place, shape = self._pulled_over[link], partial(self._shape, link)
+        filled = bool(self.chain) and all(
+            writer.kernel.fills_out for writer, goal in zip(self.chain, self._pulled_over, strict=True) if goal == place
+        )
+        at_once = filled and place == self._pulled_over[0]
+        owner: Hashable = "all" if at_once else (self._key, place)
         if len(self.group.edges) == 1:
-            filled = self.trace is None and bool(self.chain) and self.chain[link].kernel.fills_out
-            return self._arena.cell((self._key, "message", link), partial(self._shape, link), filled=filled)
-        shape = self._shape(link)
+            owner = ("all", shape()) if at_once else owner
+            return self._arena.cell(("message", owner), shape, filled=filled)
         count = self._most_gathered if len(rows) <= self._most_gathered else len(self.group.edges)
         count = min(count, len(self.group.edges))
-        key = ("message", link, count)
-        scratch: Tensor = self._kept(key, lambda: self._arena.new(count, shape, torch.contiguous_format))
+        scratch: Tensor = self._arena.kept(
+            ("message", owner, count, *shape()), lambda: self._arena.new(count, shape(), torch.contiguous_format)
+        )
         return Cell(scratch[0] if len(rows) == 1 else scratch[: len(rows)])
 
     def parts(self, rows: Positions) -> list[Positions]:

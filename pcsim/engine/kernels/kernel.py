@@ -56,7 +56,9 @@ class Kernel(ABC, Generic[M]):
     fills_out: ClassVar[bool] = False
     """Whether ``forward`` and ``message`` always write into ``out`` where one is given."""
     elementwise: ClassVar[bool] = False
-    """Whether ``forward`` may write its output over its input (where ``reads`` is not the input)."""
+    """Whether ``message`` may be written over delta, and, where ``reads`` is not the input, ``forward`` over the value;
+    of a module without parameters.
+    """
     identity: ClassVar[bool] = False
     """Whether nothing has to be computed at all, so that the module is left out of its chain."""
     adds: ClassVar[bool] = False
