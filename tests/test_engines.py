@@ -230,6 +230,22 @@ def test_images_that_an_identity_hands_on_are_those_of_the_prediction(rule: pcsi
     verify.check_engines_agree(verify.Case(net.double(), clamps, pcsim.Relaxation(6, 0.3), rule))
 
 
+def test_stacks_as_high_and_of_other_widths_send_messages_of_their_own() -> None:
+    net = pcsim.Network()
+    net.add_node("x", (2,))
+    widths = {"a": 3, "b": 5, "c": 4}
+    for name, width in widths.items():
+        for row in range(2):
+            net.add_node(f"{name}{row}", (width,))
+    for row in range(2):
+        net.add_edge("x", f"a{row}", nn.Linear(2, 3))
+        for source, target in ("ab", "bc"):
+            linear = nn.Linear(widths[source], widths[target])
+            net.add_edge(f"{source}{row}", f"{target}{row}", nn.Sequential(nn.Tanh(), linear))
+    clamps = {name: torch.randn(2, *net[name].shape).double() for name in ("x", "c0", "c1")}
+    verify.check_engines_agree(verify.Case(net.double(), clamps, pcsim.Relaxation(5, 0.2)))
+
+
 def test_edges_are_stacked_in_the_order_of_their_ends() -> None:
     """Whatever the order in which they were added, so that what equal chains read need not be gathered."""
     ends = [(f"a{number}", f"b{number}", 0) for number in (3, 0, 2, 1)]
