@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pcsim.engine.batched.groups import EdgeGroup
 from pcsim.engine.batched.nodes import NodeMemory
-from pcsim.engine.batched.places import Cell, Operation, Part, cross, named, read, run_of
+from pcsim.engine.batched.places import Cell, Named, Operation, Part, cross, read, run_of
 from pcsim.engine.batched.weights import Weights
 from pcsim.engine.kernels.autograd import Traced
 from pcsim.engine.kernels.chain import Link, fills, shapes_in, shared_places
@@ -48,7 +48,7 @@ class EdgeMemory:
         self._arena, self._key = target.arena, key
         self.crosses = source.arena is not target.arena
         """Whether what the edges read, and the messages that they send, go from one device to another."""
-        self.names = [edge.name for edge in group.edges]
+        self.names = group.names
         edge = group.edges[0]
         self.trace: Traced | None = None
         if group.chains is None:
@@ -92,7 +92,7 @@ class EdgeMemory:
 
     def reads(self, activity: Activity, rows: Positions, operations: list[Operation], *, needed: bool = True) -> Cell:
         """What these edges read, where they are computed, with the operations that bring it there if it is needed."""
-        names, place = named(self.names, rows), self.activity(activity, rows)
+        names, place = Named(self.names, rows), self.activity(activity, rows)
         if self.crosses:
             wanted = operations if needed else []
             return cross(read(place, wanted, names), self._arena, (self._key, "read", int(rows[0])), wanted, names)
@@ -102,13 +102,13 @@ class EdgeMemory:
         """What these edges contribute, once evaluated; an identity contributes the activity itself."""
         if not self.length:
             return self.reads(activity, rows, operations)
-        return read(self.place(self.length, rows), operations, named(self.names, rows))
+        return read(self.place(self.length, rows), operations, Named(self.names, rows))
 
     def sent(self, cell: Cell, operations: list[Operation], rows: Positions) -> Cell:
         """A message that lies in a cell where it was computed, where the sources are."""
         if not self.crosses:
             return cell
-        return cross(cell, self.source.arena, (self._key, "sent"), operations, named(self.names, rows))
+        return cross(cell, self.source.arena, (self._key, "sent"), operations, Named(self.names, rows))
 
     def place(self, link: int, rows: Positions) -> Part | Cell:
         """Place ``link`` of the chain: above 0, the output of link ``link − 1``; the last is the contribution."""

@@ -13,7 +13,7 @@ from pcsim.dynamics.learning import LearningRule
 from pcsim.engine.batched import operations as do
 from pcsim.engine.batched.memory import Memory
 from pcsim.engine.batched.nodes import NodeMemory
-from pcsim.engine.batched.places import Arena, Cell, Operation, Part, finish, named, read, written
+from pcsim.engine.batched.places import Arena, Cell, Named, Operation, Part, finish, read, written
 from pcsim.engine.kernels.autograd import Traced
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.wiring import Factors, Mask, Positions
@@ -28,7 +28,7 @@ def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learni
     rule = memory.task.rule
     usual = rule.usual or not learning
     for node, rows in memory.node_rows(phase.active & ~memory.sloped):
-        names = named(node.names, rows)
+        names = Named(node.names, rows)
         scale = scale_of(memory, node, rows, phase, learning=learning)
         if node.keeps_error and usual:
             error, goal = read(node.part("error", rows), operations, names), node.part("delta", rows)
@@ -62,7 +62,7 @@ def compare(memory: Memory, operations: list[Operation], phase: Phase, *, learni
 def slope(memory: Memory, operations: list[Operation], nodes: Mask) -> None:
     """Precision and derivative of many nodes' transfers at once, where each of them will send one error only."""
     for node, rows in memory.node_rows(nodes):
-        names, goal = named(node.names, rows), node.part("delta", rows)
+        names, goal = Named(node.names, rows), node.part("delta", rows)
         delta = goal.cell.read()
         scale = _by_row(memory.plan.sent(node.group.positions[rows]), delta)
         operations.append(Operation("precision", partial(delta.copy_, scale.expand(delta.shape)), names))
@@ -80,7 +80,7 @@ def fade(memory: Memory, operations: list[Operation], nodes: Mask, weights: Fact
         weights: π w of each node.
     """
     for node, rows in memory.node_rows(nodes):
-        names, part = named(node.names, rows), node.part("displacement", rows)
+        names, part = Named(node.names, rows), node.part("displacement", rows)
         moved = read(part, operations, names).read()
         left = 1 - memory.task.relaxation.rate * weights[node.group.positions[rows]]
         operations.append(Operation("own error", partial(moved.mul_, _by_row(left, moved)), names))
@@ -111,7 +111,7 @@ def _received(
     memory: Memory, operations: list[Operation], node: NodeMemory, rows: Positions, scale: Scale | Callable[[], Scale]
 ) -> None:
     """δ of nodes that keep apart what they receive: that, less how their prediction has changed since the start."""
-    names, goal = named(node.names, rows), node.part("delta", rows)
+    names, goal = Named(node.names, rows), node.part("delta", rows)
     error, delta = read(node.part("displacement", rows), operations, names), goal.cell.read()
     if node.changes and not memory.task.learns_forward:
         before, prediction = (read(node.part(n, rows), operations, names) for n in ("forward_prediction", "prediction"))
@@ -210,12 +210,12 @@ def pull(memory: Memory, operations: list[Operation], nodes: Mask, learn: Mask) 
         learn: nodes whose own parameters learn from it, so that autograd may find their gradients on the same way.
     """
     for node, rows in memory.node_rows(nodes & memory.sloped):
-        names, there = named(node.names, rows), node.part("delta", rows)
+        names, there = Named(node.names, rows), node.part("delta", rows)
         factor, error = (read(part, operations, names).read() for part in (there, node.part("displacement", rows)))
         operations.append(Operation("error", partial(factor.mul_, error), names))
         there.scatter(operations, names)
     for node, rows in memory.node_rows(nodes & ~memory.sloped):
-        names = named(node.names, rows)
+        names = Named(node.names, rows)
         if node.trace is not None:
             incoming = np.flatnonzero(memory.wiring.target == node.group.positions[0])
             goals = [written(node.pulled(rows, int(position))) for position in incoming]

@@ -14,7 +14,7 @@ from pcsim.engine.batched.edges import Activity, EdgeMemory
 from pcsim.engine.batched.memory import Memory
 from pcsim.engine.batched.messages import delta_after
 from pcsim.engine.batched.nodes import NodeMemory
-from pcsim.engine.batched.places import Cell, Operation, named, read
+from pcsim.engine.batched.places import Cell, Named, Operation, read
 from pcsim.engine.kernels.kernel import Call, Kernel
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.wiring import Factors, Mask, Positions
@@ -92,7 +92,7 @@ def _learn_link(
     factor: float,
     sent: bool,
 ) -> None:
-    names = named(edge.names, rows)
+    names = Named(edge.names, rows)
     if sent and position < len(edge.chain) - 1:
         delta = edge.message_cell(position + 1, rows)
     else:
@@ -102,7 +102,7 @@ def _learn_link(
     else:
         value = read(edge.place(position, rows), operations, names)
     kernel, call = edge.chain[position].kernel, edge.weights.gradient_call(position, rows)
-    columns = {name: edge.weights.column(position, name) for name in wanted}
+    columns = {name: edge.group.column(position, name) for name in wanted}
     parameters = {name: [column[row] for row in rows.tolist()] for name, column in columns.items()}
     title = f"gradient {type(kernel).__name__}"
     operations.append(Operation(title, _gradients(kernel, call, delta, value, factor, parameters, found), names))
@@ -153,7 +153,7 @@ def _learn_node(
     phase: Phase,
     factors: Factors,
 ) -> None:
-    names = named(node.names, rows)
+    names = Named(node.names, rows)
     # A node with parameters of its own is alone in its group.
     factor = float(factors[node.group.positions[rows[0]]])
     for position, link in enumerate(node.chain):

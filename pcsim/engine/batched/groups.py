@@ -7,9 +7,11 @@ first become active, so that those active at a step are a slice.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from operator import attrgetter
 
 import attrs
 import numpy as np
+from torch import nn
 
 from pcsim.engine.kernels.chain import Link, edge_chain, inlet_shape, signature, transfer_chain
 from pcsim.engine.planning.plan import Plan
@@ -41,6 +43,11 @@ class NodeGroup:
     following: bool
     integers: bool
     chain: list[Link] | None
+    names: list[str] = attrs.field(init=False)
+    """Of the nodes, in the order of the rows."""
+
+    def __attrs_post_init__(self) -> None:
+        self.names = [node.name for node in self.nodes]
 
     @property
     def by_units(self) -> bool:
@@ -73,6 +80,23 @@ class EdgeGroup:
     source_rows: Positions
     target_rows: Positions
     chains: list[list[Link]] | None
+    names: list[str] = attrs.field(init=False)
+    """Of the edges, in the order of the rows."""
+    _columns: dict[tuple[int, str], list[nn.Parameter]] = attrs.field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.names = [edge.name for edge in self.edges]
+
+    def column(self, link: int, name: str) -> list[nn.Parameter]:
+        """A link's parameter of this name, of every edge."""
+        if (link, name) not in self._columns:
+            modules = [chain[link].module for chain in self.chains or []]
+            if "." in name:
+                column = [*map(attrgetter(name), modules)]
+            else:  # at a third of the cost of asking the module
+                column = [module._parameters[name] for module in modules]
+            self._columns[link, name] = column
+        return self._columns[link, name]
 
     def rows(self, mask: Mask) -> Positions:
         """Rows of the edges in a mask over the network."""
@@ -110,7 +134,7 @@ class Groups:
             kind = "integers" if group.integers else kind
             shape = "x".join(map(str, group.nodes[0].shape)) or "1"
             into = sum(len(edges.edges) for edges in self.edges if self.nodes[edges.target] is group)
-            names = [group.nodes[row].name for row in group.positions.argsort()]
+            names = [group.names[row] for row in group.positions.argsort()]
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             lines.append(f"group of {len(names)} {kind} {shape}, {into} edges into it: {shown}")
         return "\n".join(lines)

@@ -15,7 +15,7 @@ from pcsim.engine.batched.edges import EdgeMemory
 from pcsim.engine.batched.errors import content, each, pull, scale_of, vjp
 from pcsim.engine.batched.memory import Memory
 from pcsim.engine.batched.nodes import NodeMemory
-from pcsim.engine.batched.places import Cell, Operation, Part, named, read
+from pcsim.engine.batched.places import Cell, Named, Operation, Part, read
 from pcsim.engine.batched.predict import zero
 from pcsim.engine.kernels.kernel import Kernel
 from pcsim.engine.planning.liveness import Phase
@@ -51,7 +51,7 @@ def _pass_on(
     memory: Memory, operations: list[Operation], node: NodeMemory, rows: Positions, phase: Phase, *, direct: bool
 ) -> None:
     """Move errors, or add to their descent, by what has arrived and by themselves; what is handed on stays in δ."""
-    names, scale = named(node.names, rows), scale_of(memory, node, rows, phase, learning=False)
+    names, scale = Named(node.names, rows), scale_of(memory, node, rows, phase, learning=False)
     if node.partial or not node.keeps_error:
         operations.append(Operation("pass on", partial(_pass_by_energy, memory, node, rows.tolist(), scale), names))
         return
@@ -115,7 +115,7 @@ def _send(
     learn: Mask,
     dtype: torch.dtype | None,
 ) -> None:
-    names = named(edge.names, rows)
+    names = Named(edge.names, rows)
     goal = edge.source.part(name, edge.group.source_rows[rows])
     over = _first_to_write(operations, edge.source, edge.group.source_rows[rows], name)
     if edge.trace is not None:
@@ -165,7 +165,7 @@ def _zero_fresh(operations: list[Operation], node: NodeMemory, rows: Positions, 
     empty = np.unique(rows[node.fresh[name][rows]])
     node.fresh[name][empty] = False
     if len(empty):
-        zero(operations, node.part(name, empty), named(node.names, empty))
+        zero(operations, node.part(name, empty), Named(node.names, empty))
 
 
 def _back(
@@ -185,7 +185,7 @@ def delta_after(
     dtype: torch.dtype | None,
 ) -> Cell:
     """The target's error pulled back to the output of link ``link`` of an edge's chain."""
-    names = named(edge.names, rows)
+    names = Named(edge.names, rows)
     position = int(edge.group.positions[rows[0]])
     place = edge.target.pulled(edge.group.target_rows[rows], position)
     if isinstance(place, Part) and place.index is not None:
@@ -205,7 +205,7 @@ def delta_after(
 def own_pull(memory: Memory, operations: list[Operation], phase: Phase, *, direct: bool) -> None:
     """What the active free nodes move by their own errors; straight in their values, or in their descent."""
     for node, rows in memory.node_rows(phase.active & memory.wiring.free & ~(memory.wiring.following | memory.waiting)):
-        names = named(node.names, rows)
+        names = Named(node.names, rows)
         if node.node.energy_function.gaussian:
             delta = read(node.part("delta", rows), operations, names)
             name, factor = (node.moving, -memory.task.relaxation.rate) if direct else ("descent", -1.0)

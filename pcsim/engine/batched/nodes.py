@@ -44,7 +44,7 @@ class NodeMemory:
     ) -> None:
         self.group, self.arena, self._key, self._layout, self._batch = group, arena, key, layout, batch
         self.node = node = group.nodes[0]
-        self.names = [member.name for member in group.nodes]
+        self.names = group.names
         clamping = plan.task.clamping
         self.partial = node.name in clamping.partial
         self.streamed = bool(plan.wiring.streamed[group.positions[0]])

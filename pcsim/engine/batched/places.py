@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from types import BuiltinFunctionType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -270,6 +270,27 @@ def _add(goal: Tensor, addend: Cell, factor: float) -> None:
     goal.add_(addend.read(), alpha=factor)
 
 
-def named(names: Sequence[str], rows: Positions) -> list[str]:
-    """The names of some rows."""
-    return [names[row] for row in rows.tolist()]
+class Named(Sequence[str]):
+    """The names of some rows, looked up when they are asked for: to be printed, of a few of thousands of operations.
+
+    Args:
+        names: of all rows.
+        rows: places in them.
+    """
+
+    __slots__ = ("_names", "_rows")
+
+    def __init__(self, names: Sequence[str], rows: Positions) -> None:
+        self._names, self._rows = names, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [self._names[row] for row in self._rows[place].tolist()]
+        return self._names[int(self._rows[place])]

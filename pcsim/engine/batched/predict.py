@@ -12,7 +12,7 @@ from pcsim.engine.batched import operations as do
 from pcsim.engine.batched.edges import Activity, EdgeMemory
 from pcsim.engine.batched.memory import Memory
 from pcsim.engine.batched.nodes import NodeMemory
-from pcsim.engine.batched.places import Cell, Operation, Part, finish, named, read, written
+from pcsim.engine.batched.places import Cell, Named, Operation, Part, finish, read, written
 from pcsim.engine.kernels.autograd import Traced
 from pcsim.engine.planning.wiring import Mask, Positions, masked
 
@@ -41,7 +41,7 @@ def predict(
         members = wiring.generation == generation
         for node, rows in memory.node_rows(nodes & members):
             cells = _cells_to_take_over(memory, node, rows, activity)
-            operations += [Operation("let go", cell.let_go, named(node.names, rows)) for cell in cells]
+            operations += [Operation("let go", cell.let_go, Named(node.names, rows)) for cell in cells]
         for edge, rows in memory.edge_rows(refresh & members[wiring.target]):
             _evaluate(operations, edge, rows, activity)
         for node, rows in memory.node_rows(nodes & members):
@@ -52,7 +52,7 @@ def predict(
 
 def _follow(memory: Memory, operations: list[Operation], node: NodeMemory, rows: Positions) -> None:
     """Values from predictions and errors, v = u + ε; where some units are given, their errors follow from them."""
-    names, goal = named(node.names, rows), node.part("value", rows)
+    names, goal = Named(node.names, rows), node.part("value", rows)
     first, second = (read(node.part(name, rows), operations, names).read() for name in ("prediction", "error"))
     operations.append(Operation("follow", partial(torch.add, first, second, out=goal.cell.read()), names))
     goal.scatter(operations, names)
@@ -71,7 +71,7 @@ def _clamp_following(memory: Memory, node: NodeMemory, rows: Sequence[int]) -> N
 
 
 def _evaluate(operations: list[Operation], edge: EdgeMemory, rows: Positions, activity: Activity) -> None:
-    names = named(edge.names, rows)
+    names = Named(edge.names, rows)
     if edge.length == 0:
         if edge.direct:
             value, goal = edge.reads(activity, rows, operations), edge.place(0, rows)
@@ -106,7 +106,7 @@ def _trace(trace: Traced, inputs: Sequence[Cell], output: Cell) -> None:
 def _transfer(
     memory: Memory, operations: list[Operation], node: NodeMemory, rows: Positions, activity: Activity
 ) -> None:
-    names = named(node.names, rows)
+    names = Named(node.names, rows)
     chosen = masked(node.group.positions[rows], len(memory.wiring.nodes))
     feeding = list(memory.edge_rows(chosen[memory.wiring.target]))
     goal: Part | Cell
@@ -155,7 +155,7 @@ def _combine(
     if not feeding:
         return
     rows = np.unique(np.concatenate([edge.group.target_rows[some] for edge, some in feeding]))
-    names = named(node.names, rows)
+    names = Named(node.names, rows)
     goal = node.place(0, rows)
     if all(np.array_equal(edge.group.target_rows[some], rows) for edge, some in feeding):
         terms = [edge.contribution(some, activity, operations) for edge, some in feeding]
@@ -165,7 +165,7 @@ def _combine(
     zero(operations, goal, names)
     for edge, some in feeding:
         addend = edge.contribution(some, activity, operations)
-        node.inlet(edge.group.target_rows[some]).add(operations, "combine", addend, 1.0, named(edge.names, some))
+        node.inlet(edge.group.target_rows[some]).add(operations, "combine", addend, 1.0, Named(edge.names, some))
 
 
 def zero(operations: list[Operation], place: Part | Cell, names: Sequence[str]) -> None:
@@ -180,7 +180,7 @@ def form(memory: Memory, operations: list[Operation], nodes: Mask) -> None:
     for node, rows in memory.node_rows(nodes):
         if not node.group.received:
             continue
-        names, goal = named(node.names, rows), node.part("value", rows)
+        names, goal = Named(node.names, rows), node.part("value", rows)
         parts = [node.part(name, rows) for name in ("forward_prediction", "displacement")]
         first, second = (read(part, operations, names).read() for part in parts)
         operations.append(Operation("form value", partial(torch.add, first, second, out=goal.cell.read()), names))

@@ -12,7 +12,7 @@ from pcsim.engine.batched import errors, messages
 from pcsim.engine.batched.edges import Activity
 from pcsim.engine.batched.gradients import Found, learn
 from pcsim.engine.batched.memory import Memory
-from pcsim.engine.batched.places import Operation, named
+from pcsim.engine.batched.places import Named, Operation
 from pcsim.engine.batched.predict import form, nudge, predict
 from pcsim.engine.planning.liveness import Phase
 from pcsim.engine.planning.wiring import Factors, Mask, masked
@@ -217,7 +217,7 @@ class Stages:
             if not self._direct:
                 velocity = None if self._task.relaxation.plain else node.part("velocity", rows)
                 parts = node.part(node.moving, rows), node.part("descent", rows), velocity
-                move = partial(messages.displace, self._memory, node, named(node.names, rows), *parts, self._largest)
+                move = partial(messages.displace, self._memory, node, Named(node.names, rows), *parts, self._largest)
                 operations.append(Operation("move", move, node.names))
             elif node.partial and not node.group.following:
                 operations.append(Operation("clamp", node.clamp, node.names))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pcsim.engine.batched.groups import EdgeGroup
-from pcsim.engine.batched.places import Arena, Operation, named, run_of
+from pcsim.engine.batched.places import Arena, Named, Operation, run_of
 from pcsim.engine.kernels.chain import Link
 from pcsim.engine.kernels.kernel import Call
 from pcsim.engine.planning.wiring import Positions
@@ -34,9 +34,7 @@ class Weights:
 
     def __init__(self, group: EdgeGroup, arena: Arena, key: Hashable) -> None:
         self._group, self._arena, self._key = group, arena, key
-        self._names = [edge.name for edge in group.edges]
         self._calls: dict[tuple[int, tuple[int, int]], Call] = {}
-        self._columns: dict[tuple[int, str], list[nn.Parameter]] = {}
         self.stacks: dict[tuple[int, str], Stack] = {}
         """Those that operations read, by link and name of the parameter."""
 
@@ -60,7 +58,7 @@ class Weights:
             index = torch.as_tensor(rows, device=self._arena.device)
             weights[name] = scratch = self._arena.scratch((self._key, "gathered weights", link, name), stack, len(rows))
             gather = partial(torch.index_select, stack, 0, index, out=scratch)
-            operations.append(Operation("gather weights", gather, named(self._names, rows)))
+            operations.append(Operation("gather weights", gather, Named(self._group.names, rows)))
         return self._called(link, module, weights)
 
     def gradient_call(self, link: int, rows: Positions) -> Call:
@@ -76,20 +74,9 @@ class Weights:
         assert self._group.chains is not None
         return self._group.chains[row][link]
 
-    def column(self, link: int, name: str) -> list[nn.Parameter]:
-        """A link's parameter of this name, of every edge."""
-        if (link, name) not in self._columns:
-            modules = [chain[link].module for chain in self._group.chains or []]
-            if "." in name:
-                column = [*map(attrgetter(name), modules)]
-            else:  # at a third of the cost of asking the module
-                column = [module._parameters[name] for module in modules]
-            self._columns[link, name] = column
-        return self._columns[link, name]
-
     def _stack(self, link: int, name: str) -> Tensor:
         if (link, name) not in self.stacks:
-            column = self.column(link, name)
+            column = self._group.column(link, name)
             tensor = self._arena.kept(
                 (self._key, "stacked", link, name), lambda: column[0].new_empty(len(column), *column[0].shape)
             )
