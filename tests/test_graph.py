@@ -60,6 +60,7 @@ def test_topological_order() -> None:
 def test_components_come_sources_first() -> None:
     assert [names(group) for group in drawn("ab bc cb cd").components()] == ["a", "bc", "d"]
     assert [names(group) for group in drawn("ba ca").components()][-1] == "a"
+    assert pcsim.Network().components() == []
 
 
 @pytest.mark.parametrize("seed", range(20))

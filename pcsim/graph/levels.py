@@ -74,9 +74,13 @@ def _hops_back(
 
 
 def components(network: Network, edges: Iterable[tuple[str, str]]) -> list[tuple[str, ...]]:
-    """Strongly connected components of a network's nodes joined by these edges, each after those that it reads.
+    """Strongly connected components, each after those that it reads.
 
     Where several may come next, the one with the node that was added first does; members are in that order too.
+
+    Args:
+        network: whose nodes are joined.
+        edges: (source, target) by name.
     """
     names = list(network.nodes)
     place = {name: position for position, name in enumerate(names)}

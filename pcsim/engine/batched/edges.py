@@ -62,8 +62,6 @@ class EdgeMemory:
         units = max(math.prod(source.node.shape), math.prod(target.node.shape))
         sample = units * self._arena.dtype.itemsize
         self._most_gathered = max(1, GATHERED_BYTES // (self._arena.batch * sample))
-        if self.chain and self.chain[-1].kernel.fills_out:
-            target.takes_any_tensor = False
         self.weights = Weights(group, self._arena, key)
 
     @cached_property

@@ -38,9 +38,17 @@ class Memory:
         """Each sample's own rate, where they differ."""
         self.activity: Activity = "forward" if plan.task.held else "present"
         """What edges read during the relaxation, for their predictions and Jacobians."""
-        layout = _layouts(groups)
+        layout, filled = _layouts(groups), _filled(groups)
         self.nodes = [
-            NodeMemory(group, plan, arena.on(group.nodes[0].device), ("node", place), layout[place], self.at_hand)
+            NodeMemory(
+                group,
+                plan,
+                arena.on(group.nodes[0].device),
+                ("node", place),
+                layout[place],
+                self.at_hand,
+                filled=place in filled,
+            )
             for place, group in enumerate(groups.nodes)
         ]
         self.edges = [
@@ -101,6 +109,12 @@ def _layouts(groups: Groups) -> list[torch.memory_format]:
             if kernel.memory_format is not torch.contiguous_format:
                 wanted[group.source] = wanted[group.target] = kernel.memory_format
     return wanted
+
+
+def _filled(groups: Groups) -> set[int]:
+    """Places of the groups of nodes that an edge predicts whose last kernel fills the tensor that it is given."""
+    chains = ((group.target, group.chains[0]) for group in groups.edges if group.chains)
+    return {target for target, chain in chains if chain and chain[-1].kernel.fills_out}
 
 
 class Views(Mapping[str, Tensor]):

@@ -31,6 +31,7 @@ class NodeMemory:
         key: names the group in the arena.
         layout: of images.
         batch: the batch at hand.
+        filled: whether some edge into the nodes fills the tensor that it is given.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class NodeMemory:
         key: Hashable,
         layout: torch.memory_format,
         batch: Callable[[], Batch],
+        *,
+        filled: bool,
     ) -> None:
         self.group, self.arena, self._key, self._layout, self._batch = group, arena, key, layout, batch
         self.node = node = group.nodes[0]
@@ -91,8 +94,8 @@ class NodeMemory:
         single = len(group.nodes) == 1
         if single and self._shares[0] != len(self.chain):
             self._shares[0] = 0  # the inlet of a single node has a place of its own, to which edges may add
-        self.takes_any_tensor = single and len(node.incoming) == 1
-        """Whether what arrives before the transfer may be any tensor; not where the one edge fills what it is given."""
+        self.takes_any_tensor = single and len(node.incoming) == 1 and not filled
+        """Whether what arrives before the transfer may be any tensor."""
         self._parts: dict[Hashable, Part] = {}
         self.outlets: dict[int, Cell] = {}
         """Errors pulled back to each edge's contribution, by edge position, where the node goes through autograd."""
