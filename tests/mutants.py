@@ -947,15 +947,27 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/edges.py",
-        "            if self.chain[link].in_place:\n                places[link]",
+        "            if self.chain[link].in_place and self.chain[link + 1].kernel.fills_out:\n                places[link]",
         "            if True:\n                places[link]",
         "Errors pulled back through a link that has weights lie over what its weights learn from.",
+    ),
+    Mutant(
+        "engine/batched/edges.py",
+        "if self.chain[link].in_place and self.chain[link + 1].kernel.fills_out:",
+        "if self.chain[link].in_place:",
+        "An error is pulled back over a view of the target's, which others still read.",
     ),
     Mutant(
         "engine/batched/edges.py",
         "at_once = filled and place == self._pulled_over[0]",
         "at_once = filled",
         "What an edge's weights learn from lies where others leave their messages.",
+    ),
+    Mutant(
+        "engine/batched/places.py",
+        "return tensor.data_ptr(), tensor.shape, tensor.stride()",
+        "return tensor.data_ptr()",
+        "A weight that lies where it was, in another order, is played back as it was.",
     ),
     Mutant(
         "engine/batched/edges.py",
@@ -1936,7 +1948,7 @@ MUTANTS = (
     ),
     Mutant(
         "engine/batched/compiled.py",
-        "if self._places != [*map(_place, self._weights)]:",
+        "if self._places != [*map(where, self._weights)]:",
         "if False:",
         "Compiled steps read weights where they lay before.",
     ),

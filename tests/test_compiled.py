@@ -260,6 +260,24 @@ def test_a_compiler_that_fails_leaves_all_as_it_is(kind: type[Exception], monkey
     assert "compiled: no steps, since no C++ compiler was found" in str(sim.program)
 
 
+def test_a_compiler_that_fails_without_a_word_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fail(graph: fx.GraphModule, given: Sequence[Tensor]) -> Callable[..., object]:
+        asked.append(graph)
+        raise AssertionError
+
+    monkeypatch.setattr(compiled, "compile_graph", fail)
+    net = pcsim.topologies.mlp([6, 8, 7, 3])
+    sim, clamps = simulator(net, pcsim.Relaxation(20, 0.1), compiled=True), batch_of(net, "cpu")
+    for _ in range(2):
+        with pytest.warns(pcsim.PCWarning, match="one by one, since AssertionError$"):
+            sim.infer(clamps)
+    for _ in range(4):
+        sim.infer(clamps)
+    assert len(asked) == len(sim.engine.programs(sim._state)) == 2
+
+
 @pytest.mark.filterwarnings("ignore::pcsim.PCWarning")
 def test_what_has_no_place_in_a_graph_is_called(graphs: list[fx.GraphModule], monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as products by a library whose tensors have no strides."""

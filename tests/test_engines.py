@@ -230,6 +230,22 @@ def test_images_that_an_identity_hands_on_are_those_of_the_prediction(rule: pcsi
     verify.check_engines_agree(verify.Case(net.double(), clamps, pcsim.Relaxation(6, 0.3), rule))
 
 
+@pytest.mark.parametrize("before", [nn.Tanh(), nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Tanh())], ids=type)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_an_error_is_not_pulled_back_over_one_that_it_is_a_view_of(before: nn.Module, rule: pcsim.LearningRule) -> None:
+    """A flattening hands on a view of the target's error, which another edge reads later."""
+    net = pcsim.Network()
+    for name, shape in {"x": (4,), "image": (2, 3, 3), "h": (5,), "y": (18,)}.items():
+        net.add_node(name, shape)
+    net.add_edge("x", "image", nn.Sequential(nn.Linear(4, 18), nn.Unflatten(1, (2, 3, 3))))
+    net.add_edge("x", "h", nn.Linear(4, 5))
+    net.add_edge("image", "y", nn.Sequential(copy.deepcopy(before), nn.Flatten()))
+    net.add_edge("h", "y", nn.Linear(5, 18))
+    clamps = {"x": torch.randn(3, 4).double(), "y": torch.randn(3, 18).double()}
+    precision = pcsim.Spiking(alpha=0.0) if rule.at_arrival else pcsim.Constant()
+    verify.check_engines_agree(verify.Case(net.double(), clamps, pcsim.Relaxation(6, 0.2, precision=precision), rule))
+
+
 def test_stacks_as_high_and_of_other_widths_send_messages_of_their_own() -> None:
     net = pcsim.Network()
     net.add_node("x", (2,))

@@ -9,6 +9,7 @@ taken as it is, so that nothing in memory tells how those before it were taken.
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from bisect import bisect_left
@@ -24,7 +25,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from pcsim.engine.batched.places import Arena
+from pcsim.engine.batched.places import Arena, where
 from pcsim.errors import PCWarning
 
 aten = torch.ops.aten
@@ -42,6 +43,8 @@ PRODUCTS = {
     aten.baddbmm.default: 1,
 }
 """Products of matrices, with the place of the first among their arguments."""
+_COMPILING = threading.Lock()
+"""The compiler's settings, and the filter of warnings, are those of all threads."""
 
 
 class UncompilableError(Exception):
@@ -80,7 +83,7 @@ def compile_graph(graph: fx.GraphModule, given: Sequence[Tensor]) -> Callable[..
     from torch._dynamo import lookup_backend  # takes seconds, for which only who compiles should wait
 
     compile_by: Callable[..., Callable[..., object]] = lookup_backend("inductor")
-    with warnings.catch_warnings():
+    with _COMPILING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what the compiler calls of PyTorch's own
         return compile_by(graph, [*given], config_patches={"cpp_wrapper": True})
 
@@ -110,7 +113,7 @@ class CompiledSteps:
 
     def take(self, count: int) -> None:
         """Take so many steps."""
-        if self._places != [*map(_place, self._weights)]:
+        if self._places != [*map(where, self._weights)]:
             self._compiled = None
         if self._compiled is None and not self._refused and count > FEWEST:
             count -= self._compile(count)
@@ -137,11 +140,11 @@ class CompiledSteps:
             self._given, self._weights = graph.given(), graph.weights
             make = partial(compile_graph, steps, self._given)
             compiled: Callable[..., object] = self._arena.kept(("compiled", steps.code, *map(len, self._given)), make)
-            self._places = [*map(_place, self._weights)]
+            self._places = [*map(where, self._weights)]
             compiled(*self._given)
         except Exception as error:  # whatever a compiler may fail by: the calls are there as ever
             self._weights, self._places = [], []
-            self._refused = refuse(" ".join(str(error).split("\n\n")[0].split()))
+            self._refused = refuse(" ".join(str(error).split("\n\n")[0].split()) or type(error).__name__)
             return 1
         self._compiled, self._seconds = compiled, time.perf_counter() - start
         return 1 + self._at_a_time
@@ -151,10 +154,6 @@ def refuse(why: str) -> str:
     """Warn that steps are called one by one, and why; the reason again."""
     warnings.warn(f"compiled: steps are called one by one, since {why}", PCWarning, stacklevel=3)
     return why
-
-
-def _place(weight: Tensor) -> object:
-    return weight.data_ptr(), weight.shape, weight.stride()
 
 
 @attrs.define(eq=False)

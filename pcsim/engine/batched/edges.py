@@ -123,10 +123,13 @@ class EdgeMemory:
 
     @cached_property
     def _pulled_over(self) -> list[int]:
-        """For each link, the last one from it on over whose error its own is pulled back, so that both lie together."""
+        """Whose message cell each link uses: one that works in place that of the link after it.
+
+        Not after a link that may leave a view there, as a flattening does: it would write over what it is a view of.
+        """
         places = list(range(self.length))
         for link in reversed(range(len(self.chain) - 1)):
-            if self.chain[link].in_place:
+            if self.chain[link].in_place and self.chain[link + 1].kernel.fills_out:
                 places[link] = places[link + 1]
         return places
 

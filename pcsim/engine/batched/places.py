@@ -139,6 +139,11 @@ class Cell:
             self.tensor = None
 
 
+def where(tensor: Tensor) -> object:
+    """Where a tensor's content lies, and how; another once its data has been put elsewhere."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
 class Part:
     """Rows of a stacked tensor (k, ...), a single one without the stack axis: a view where they follow each other.
 

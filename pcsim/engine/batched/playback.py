@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pcsim.engine.batched.gradients import Found
-from pcsim.engine.batched.places import Arena, Cell
+from pcsim.engine.batched.places import Arena, Cell, where
 from pcsim.engine.kernels.kernel import Saved
 from pcsim.engine.problem import Batch, Gradients
 from pcsim.errors import PCWarning
@@ -94,7 +94,7 @@ class Playback:
         owners = () if self.refused else (owner for m in network.modules() for owner in (m._parameters, m._buffers))
         self._owners = [owner for owner in owners if owner]
         self._held: dict[Hashable, Tensor] = {}
-        self._addresses: list[int] = []
+        self._addresses: list[object] = []
         self._called: set[Hashable] = set()
         self._captured: _Stages = {}
         self._latest: _Captured | None = None
@@ -136,10 +136,10 @@ class Playback:
         else:
             self._play(stage, work, self._latest.later)
 
-    def _places(self) -> list[int]:
-        """Where in memory lies what operations read that may be put elsewhere."""
-        read = (tensor for owner in (*self._owners, self._held) for tensor in owner.values())
-        return [tensor.data_ptr() for tensor in read if tensor is not None]
+    def _places(self) -> list[object]:
+        """Where in memory, and how, lies what operations read that may be put elsewhere."""
+        tensors = (tensor for owner in (*self._owners, self._held) for tensor in owner.values())
+        return [where(tensor) for tensor in tensors if tensor is not None]
 
     def _play(self, stage: Hashable, work: Callable[[], object], captured: _Stages) -> _Captured | None:
         """Call by call the first time, in which libraries set themselves up; None where it was not played."""

@@ -112,6 +112,11 @@ class Program:
             return "the network lies on several devices"
         if self._task.fingerprint.stochastic:
             return "a module may draw random numbers"
+        own = [
+            node.name for node in self._wiring.nodes if not type(node.energy_function).__module__.startswith("pcsim.")
+        ]
+        if own:  # whose settings nobody looks at
+            return f"{listed(own, 3)} may change, whose energy is of your own"
         return f"autograd computes {listed(traced, 3)}" if traced else ""
 
     def _interrupted(self) -> str:

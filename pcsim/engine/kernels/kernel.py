@@ -54,7 +54,7 @@ class Kernel(ABC, Generic[M]):
     products: ClassVar[bool] = False
     """Whether ``message`` is made of products with the weights, which may be computed in a lower precision."""
     fills_out: ClassVar[bool] = False
-    """Whether ``forward`` and ``message`` always write into ``out`` where one is given."""
+    """Whether ``forward`` and ``message`` always write into ``out`` where one is given, and else into a new tensor."""
     elementwise: ClassVar[bool] = False
     """Whether ``message`` may be written over delta, and, where ``reads`` is not the input, ``forward`` over the value;
     of a module without parameters.
