@@ -82,6 +82,7 @@ NEAREST = {
     "engine/batched/program": ("engines", "own_rules", "streams", "error_coordinates", "any_order", "closed_forms"),
     "engine/batched/stages": ("engines", "own_rules", "streams", "error_coordinates", "any_order", "closed_forms"),
     "engine/batched/operations": ("kernels", "engines"),
+    "engine/batched/places": ("engines", "kernels", "compiled", "playback"),
     "engine/batched/compiled": ("compiled",),
     "engine/batched/playback": ("playback",),
     "engine": ("engines", "streams", "error_coordinates", "any_order", "closed_forms"),

@@ -242,9 +242,10 @@ def test_weights_that_are_put_elsewhere(how: str, stand_in: list[StandIn]) -> No
                 net.load_state_dict({name: 2 * tensor for name, tensor in net.state_dict().items()}, assign=True)
             elif number == 6:
                 for parameter in net.parameters():
-                    parameter.data = (
-                        parameter.data.mT if how == "transposed" and parameter.dim() == 2 else (2 * parameter.data)
-                    )
+                    if how == "data":
+                        parameter.data = 2 * parameter.data
+                    elif parameter.dim() == 2:  # the others stay where they are
+                        parameter.data = parameter.data.mT
             found += hidden(net)
             if how != "assign" or number != 6:
                 found += sim.gradients().values()
